@@ -1,0 +1,55 @@
+# Everything a newcomer types, in one place. `make` alone explains itself.
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(abspath $(VENV))/bin
+STAMP  := $(VENV)/.installed
+DATA   ?=
+TARGET ?=
+SCALE  ?= demo
+
+# tests: this checkout's own folders, one thread per worker, no windows
+CALM   := env -u PE_ADVSEG_HOME OMP_NUM_THREADS=1 MPLBACKEND=agg
+
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help install paper networks released test lab readme prepare clean-runs
+
+help:  ## what each target does (this list)
+	@echo "pe_advseg: an open workbook for pulmonary embolism segmentation. Research only, not for diagnosis."
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-11s %s\n' "$$target" "$$text"; done
+	@echo "Variables: DATA=folder (labelled scans), TARGET=folder (unlabelled scans), SCALE=smoke|demo|paper, VENV=$(VENV)"
+
+install: $(STAMP)  ## everything into .venv, at the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): several minutes the first time, most of it PyTorch."
+	@test -x "$(BIN)/python" || $(PYTHON) -m venv "$(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -c constraints.txt -e '.[dev]'
+	@touch $@
+
+paper: install  ## the whole comparison, from scans to figures/ (synthetic hospitals; or DATA=..., TARGET=...)
+	$(BIN)/pe-advseg paper --data "$(DATA)" --target "$(TARGET)" --scale "$(SCALE)"
+
+networks: install  ## experiment 02: which network sees small emboli? (longer)
+	$(BIN)/pe-advseg experiment 02_networks --scale "$(SCALE)"
+
+released: install  ## experiment 05: the released code, one defect at a time (longer)
+	$(BIN)/pe-advseg experiment 05_as_released --scale "$(SCALE)"
+
+test: install  ## clean and export leave no diff, every notebook runs, pytest
+	@$(BIN)/python tools/sync.py --check
+	$(CALM) $(BIN)/nbdev_test --n_workers 2 --do_print
+	$(CALM) $(BIN)/python -m pytest
+
+lab: install  ## JupyterLab, opened at the first page of the workbook
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+
+readme: install  ## README.md from nbs/index.ipynb
+	@$(BIN)/python tools/readme.py
+
+prepare: install  ## before a commit: clean the notebooks, export the modules, make README.md
+	@$(BIN)/python tools/sync.py
+
+clean-runs:  ## delete runs/ (trained models and executed notebooks)
+	rm -rf "$(CURDIR)/runs"
