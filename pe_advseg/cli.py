@@ -60,7 +60,7 @@ def check(folder: Annotated[Path, typer.Argument(help='Scans: FUMPE as published
     Console().print(table)
     if refused: raise typer.Exit(1)
 
-# %% ../nbs/61_cli.ipynb #96acc73b
+# %% ../nbs/61_cli.ipynb #6ae6cf66
 @app.command()
 def train(method: Annotated[str, typer.Option(help='supervised, adversarial, feature_enhanced, style_mixing, ... (an unknown name lists them).')] = 'style_mixing',
           data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo', seed: int = 0,
@@ -69,7 +69,7 @@ def train(method: Annotated[str, typer.Option(help='supervised, adversarial, fea
           devices: Annotated[int, typer.Option(help='Processes, one per GPU (or per CPU share).')] = 1,
           runs: Annotated[Optional[Path], typer.Option(help='Folder of all runs. Default: runs/.')] = None):
     "**Train** one method; the same command goes on after an interruption."
-    from pe_advseg.methods import build_method
+    from pe_advseg.registry import build_method
     from pe_advseg.paths import runs_dir
     from pe_advseg.setting import prepare_setting
     from pe_advseg.train import train as train_run
@@ -80,7 +80,7 @@ def train(method: Annotated[str, typer.Option(help='supervised, adversarial, fea
     home = train_run(config, setting.labelled(method), setting.pool, runs or runs_dir(), devices=devices)
     typer.echo(f'the run is in {home}')
 
-# %% ../nbs/61_cli.ipynb #f641558b
+# %% ../nbs/61_cli.ipynb #e80ecf92
 @app.command()
 def evaluate(run: Annotated[Path, typer.Argument(help='Folder of a finished run.')],
              data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo'):
@@ -91,9 +91,11 @@ def evaluate(run: Annotated[Path, typer.Argument(help='Folder of a finished run.
     for site, studies in (('home', setting.home_test), ('away', setting.away_test)):
         if not studies: typer.echo(f'{site}: no patient with a mask to score'); continue
         table = score_run(run, studies, site)
-        typer.echo(f'{site}, {setting.data}: Dice per patient {table.dice.mean():.3f}, sensitivity {table.sensitivity.mean():.3f}, {len(table)} patients')
+        with_clot = table[table.clot_ml > 0]
+        typer.echo(f'{site}, {setting.data}: Dice {with_clot.dice.mean():.3f}, sensitivity {with_clot.sensitivity.mean():.3f} per patient with embolism ({len(with_clot)}); '
+                   f'falsely drawn {table.false_positive_ml.mean():.2f} mL per patient ({len(table)})')
 
-# %% ../nbs/61_cli.ipynb #1be9c157
+# %% ../nbs/61_cli.ipynb #81b38970
 PAPER = ('01_look_at_the_data', '03_semi_supervised', '04_third_hospital', '90_tables_and_figures')
 
 def run_notebook(name: str, **parameters) -> Path:
@@ -112,8 +114,9 @@ def run_notebook(name: str, **parameters) -> Path:
 
 @app.command()
 def experiment(name: Annotated[str, typer.Argument(help='For example 02_networks.')], data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo'):
-    "Run one **experiment** notebook and write its tables and figures."
+    "Run one **experiment** notebook; then draw its tables and figures."
     run_notebook(name, scale=scale, data=data, target=target, write=True)
+    if name != PAPER[-1]: run_notebook(PAPER[-1], scale=scale, data=data, target=target, write=True)
 
 @app.command()
 def paper(data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo'):

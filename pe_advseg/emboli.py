@@ -104,7 +104,7 @@ def lay_in_artery(tree: Tree, k: int, generator, left: float,
         if laid >= left - 1e-6: break
     return pieces, laid
 
-# %% ../nbs/11f_emboli.ipynb #2153484d
+# %% ../nbs/11f_emboli.ipynb #006d8bcd
 def lay_embolus(tree: Tree, taken: np.ndarray, generator, volume: float) -> Embolus:
     "An embolus of `volume` mm3 (less, if the tree has no room); marks its arteries in `taken`."
     kind = str(generator.choice(['floating', 'mural', 'occlusive'], p=[0.40, 0.27, 0.33]))
@@ -120,7 +120,7 @@ def lay_embolus(tree: Tree, taken: np.ndarray, generator, volume: float) -> Embo
         if left <= 1e-6: break
     start, end, radius = (np.array(part) for part in zip(*pieces))
     taken[artery] = True
-    return Embolus(kind, start, end, radius, np.array(full), np.array(artery), volume - max(left, 0.0))
+    return Embolus(kind, start, end, radius, np.array(full), np.array(artery), float(volume - max(left, 0.0)))
 
 def place_emboli(tree: Tree, generator, total: float) -> list[Embolus]:
     "A patient's emboli, `total` mm3 together; none for 0."

@@ -6,7 +6,7 @@
 __all__ = ['network_input', 'predict_study', 'to_native', 'score_study', 'adapt_batchnorm', 'discriminator_auroc', 'score_run',
            'comparison_table']
 
-# %% ../nbs/41_evaluate.ipynb #a9681b3d
+# %% ../nbs/41_evaluate.ipynb #60dcd7ae
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -16,12 +16,13 @@ import pandas as pd
 import torch
 
 from .ct import resize_in_plane, scale_hu, scale_hu_per_slice
-from .methods import build_method
+from .registry import build_method
 from .metrics import auroc, compare_methods, patient_scores, released_scores
 from .networks import build_network
 from .paths import whole_file
 from .slices import CachedStudy, Draw, draw_batch
-from .train import TrainConfig, TrainingError, load_checkpoint, load_network, read_config
+from .checkpoint import TrainingError, load_checkpoint
+from .train import TrainConfig, load_network, read_config
 
 # %% ../nbs/41_evaluate.ipynb #27a7f4a5
 def network_input(study: CachedStudy, levels, config: TrainConfig) -> torch.Tensor:
@@ -109,14 +110,15 @@ def score_run(run: Path | str,                # folder of a finished run
 def _key(studies, adapt_to) -> str:
     return hashlib.sha256(repr([sorted(s.pixels for s in part) for part in (studies, adapt_to or [])]).encode()).hexdigest()[:10]
 
-# %% ../nbs/41_evaluate.ipynb #4a472e74
+# %% ../nbs/41_evaluate.ipynb #97552302
 def comparison_table(scores: pd.DataFrame, reference: str = 'supervised', metric: str = 'dice', draws: int = 10000) -> pd.DataFrame:
     "One row per (site, method): mean and interval of the metric, difference from the reference and its interval, share of the gap to the oracle that is closed."
     parts = []
     for site, here in scores.groupby('site', sort=False):
-        table = compare_methods(here, metric, reference, draws=draws).rename(columns={'mean': metric, 'mean_low': f'{metric}_low', 'mean_high': f'{metric}_high'})
+        table = compare_methods(here[here.clot_ml > 0], metric, reference, draws=draws).rename(columns={'mean': metric, 'mean_low': f'{metric}_low', 'mean_high': f'{metric}_high'})
         table.insert(0, 'site', site)
         table['seeds'] = table.method.map(here.groupby('method').seed.nunique())
+        table['false_positive_ml'] = table.method.map(here.groupby('method').false_positive_ml.mean())
         mean = table.set_index('method')[metric]
         if 'oracle' in mean and mean['oracle'] > mean[reference]:
             table['gap_closed'] = (table[metric] - mean[reference]) / (mean['oracle'] - mean[reference])

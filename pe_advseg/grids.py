@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['network_jobs', 'network_table', 'train_defects', 'fine_tune_jobs', 'score_named', 'threshold_table']
 
-# %% ../nbs/60a_grids.ipynb #32bf445e
+# %% ../nbs/60a_grids.ipynb #702e763a
 import dataclasses
 from pathlib import Path
 from time import process_time
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from .evaluate import predict_study, to_native
-from .methods import Defects
+from .released import Defects
 from .metrics import released_scores, threshold_curve
 from .networks import build_network, count
 from .runs import in_processes, score_quietly, start_jobs, train_all

@@ -48,15 +48,16 @@ class Hospital:
     collapse: float = 0.3        # chance per side of collapsed lung
     emphysema: float = 0.2       # chance
 
-# %% ../nbs/11g_hospitals.ipynb #e21694ad
+# %% ../nbs/11g_hospitals.ipynb #e1f4f077
 HOSPITALS = {hospital.name: hospital for hospital in (
-    Hospital('harbour', seed=11, artery_hu=(360, 55), vein_hu=(250, 45), aorta_hu=(210, 50), cava_hu=(650, 150)),
-    Hospital('valley', seed=22, artery_hu=(210, 14), vein_hu=(240, 25), aorta_hu=(260, 25), cava_hu=(225, 35), clot_hu=(68, 10),
-             noise_hu=(38, 4), kernel='sharp', slice_mm=3.0, fov_mm=(380, 440), size=(1.0, 1.1), fat_mm=(18, 45),
-             nodes=5, mucus=1.5, mixing=2.0, effusion=0.4, collapse=0.5),
+    Hospital('harbour', seed=11, artery_hu=(360, 55), vein_hu=(250, 45), aorta_hu=(210, 50), cava_hu=(650, 150),
+             nodes=1.5, mucus=0.3, mixing=0.25, collapse=0.2),
+    Hospital('valley', seed=22, artery_hu=(200, 12), vein_hu=(225, 20), aorta_hu=(245, 20), cava_hu=(215, 30), clot_hu=(72, 9),
+             noise_hu=(27, 3), kernel='sharp', slice_mm=1.5, fov_mm=(320, 395), size=(0.97, 1.07), fat_mm=(12, 35),
+             nodes=2.0, mucus=0.5, mixing=0.4, effusion=0.2, collapse=0.3),
     Hospital('island', seed=33, artery_hu=(470, 60), vein_hu=(150, 30), aorta_hu=(110, 20), cava_hu=(1300, 300), clot_hu=(52, 10),
-             noise_hu=(14, 2), kernel='soft', slice_mm=2.0, fov_mm=(280, 340), streaks_hu=105, size=(0.9, 1.0), fat_mm=(6, 20),
-             female=0.6, nodes=4.0, mucus=2.0, mixing=1.0, effusion=0.45, collapse=0.6, emphysema=0.4),
+             noise_hu=(14, 2), kernel='soft', slice_mm=3.0, fov_mm=(280, 340), streaks_hu=105, size=(0.9, 1.0), fat_mm=(6, 20),
+             female=0.6, nodes=3.0, mucus=1.5, mixing=0.8, effusion=0.45, collapse=0.6, emphysema=0.4),
 )}
 
 # %% ../nbs/11g_hospitals.ipynb #fbfe2f5f

@@ -6,7 +6,7 @@
 __all__ = ['is_finished', 'in_processes', 'train_all', 'train_comparison', 'start_jobs', 'score_all', 'score_quietly',
            'training_table']
 
-# %% ../nbs/60_runs.ipynb #4df083fa
+# %% ../nbs/60_runs.ipynb #35f89b16
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,7 +21,8 @@ from .evaluate import discriminator_auroc, score_run
 from .paths import runs_dir
 from .setting import Setting
 from .slices import CachedStudy
-from .train import TrainConfig, load_checkpoint, read_config, read_history, train
+from .checkpoint import load_checkpoint
+from .train import TrainConfig, read_config, read_history, train
 
 # %% ../nbs/60_runs.ipynb #a360ed4c
 def is_finished(folder: Path | str) -> bool:

@@ -22,7 +22,7 @@ from .slices import CachedStudy, build_cache
 from .splits import Split, check_leak, draw_order, split_patients, write_split
 from .train import TrainConfig
 
-# %% ../nbs/33_setting.ipynb #fd828113
+# %% ../nbs/33_setting.ipynb #10f05de8
 @dataclass(frozen=True)
 class Scale:
     "Sizes and numbers of steps. Counts are patients; `shape` is that of a synthetic scan."
@@ -50,7 +50,7 @@ class Scale:
 _PAPER_NETWORK = dict(stem_stride=2, stage4=False, upsampling='carafe')      # HRNet (Large/CARAFE/without stage 4)
 SCALES = {scale.name: scale for scale in (
     Scale('smoke', (12, 64, 64), (3, 1, 2), (2, 2), (1, 2), 5., 'hrnet_tiny', _PAPER_NETWORK, steps=2, batch=2, patch=48, seeds=1, warm_steps=2, fine_tune_steps=2),
-    Scale('demo', (48, 192, 192), (24, 3, 8), (14, 8), (4, 8), 1.75, 'hrnet_tiny', _PAPER_NETWORK, steps=200, batch=8, patch=96, seeds=2, warm_steps=1000, fine_tune_steps=100),
+    Scale('demo', (48, 192, 192), (24, 3, 10), (14, 10), (4, 8), 1.75, 'hrnet_tiny', _PAPER_NETWORK, steps=120, batch=8, patch=96, seeds=2, warm_steps=2000, fine_tune_steps=80),
     Scale('paper', (200, 512, 512), (24, 3, 8), (32, 16), (8, 16), None, 'hrnet_w48', _PAPER_NETWORK, steps=10000, batch=8, patch=400, seeds=3, warm_steps=10000, fine_tune_steps=2000, learning_rate=5e-4),
 )}
 

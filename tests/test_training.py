@@ -12,14 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pe_advseg.losses import bce_dice
-from pe_advseg.methods import Adversarial, Defects, FeatureEnhanced, StyleMixing, Supervised, build_method
-from pe_advseg.networks import build_network
+from pe_advseg.released import Defects
 from pe_advseg.phantom import HOSPITALS
 from pe_advseg.phantom_files import write_hospital
 from pe_advseg.slices import build_cache
 from pe_advseg.datasets import find_studies
-from pe_advseg.train import TrainConfig, TrainingError, check_finite, load_checkpoint, pack, read_history, save_checkpoint, train
+from pe_advseg.checkpoint import TrainingError, load_checkpoint, pack, save_checkpoint
+from pe_advseg.train import TrainConfig, check_finite, read_history, train
 
 SMALL = dict(network_options={'upsampling': 'bilinear'}, batch=2, patch=32)
 

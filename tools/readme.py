@@ -19,6 +19,12 @@ def from_the_top(text: str) -> str:
     return re.sub(r'(<img[^>]*\ssrc=")([^"]+)(")', moved, text)
 
 
+def markdown_output(cell: dict) -> str:
+    "What a cell shows as Markdown, for instance a table."
+    shown = [''.join(output['data']['text/markdown']) for output in cell.get('outputs', []) if 'text/markdown' in output.get('data', {})]
+    return from_the_top('\n\n'.join(shown))
+
+
 def text_outputs(cell: dict) -> str:
     "What a cell printed or returned, as plain text; pictures belong into figures/."
     parts = []
@@ -35,6 +41,7 @@ def block(cell: dict) -> str:
     directives = re.findall(r'(?m)^#\|\s*(\S+)', source)
     code = re.sub(r'(?m)^#\|.*\n?', '', source).strip()
     if cell['cell_type'] != 'code' or not code or {'hide', 'default_exp', 'export'} & set(directives): return ''
+    if 'hide_input' in directives: return markdown_output(cell)
     shown = text_outputs(cell)
     return f'```python\n{code}\n```' + (f'\n```\n{shown}\n```' if shown else '')
 

@@ -1,0 +1,96 @@
+"""The commands of the README at smoke scale, as a newcomer types them; the real patient where it is at hand."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FUMPE = ROOT.parent / 'shared' / 'data' / 'FUMPE'
+COMMAND = Path(sys.executable).with_name('pe-advseg')
+real_patient = pytest.mark.skipif(not FUMPE.is_dir(), reason='the real patient lies in ../shared/data/FUMPE, which this checkout does not have')
+
+
+def pe_advseg(home, *words, timeout=600):
+    "Run the command with its data, runs and figures in `home`."
+    (home / 'nbs').exists() or (home / 'nbs').symlink_to(ROOT / 'nbs')
+    environment = os.environ | {'PE_ADVSEG_HOME': str(home), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'COLUMNS': '200', 'TERM': 'dumb'}
+    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory): return tmp_path_factory.mktemp('home')
+
+
+def test_the_main_job_leaves_tables_and_figures(home):
+    result = pe_advseg(home, 'paper', '--scale', 'smoke')
+    assert result.returncode == 0, result.stderr[-3000:]
+    figures, results = home / 'figures', home / 'figures' / 'results'
+    for name in ('overview', '01_hospitals', '03_comparison', '03_supervised_and_semi_supervised', '03_without_and_with_features', '03_methods', '03_learning_curves', '04_third_hospital'):
+        assert (figures / f'{name}.png').read_bytes()[:4] == b'\x89PNG', name
+    scores = pd.read_csv(results / '03_scores_smoke.csv')
+    assert {'method', 'seed', 'site', 'patient', 'dice', 'released_iou', 'data', 'split', 'commit', 'transductive'} <= set(scores.columns)
+    assert set(scores.data) == {'synthetic home and synthetic target'}
+    assert {'supervised', 'batchnorm_adapted', 'adversarial', 'feature_enhanced', 'feature_enhanced_as_released', 'style_mixing', 'style_mixing_features', 'oracle'} <= set(scores.method)
+    # no name of a patient's folder in any result
+    for table in results.glob('*.csv'):
+        assert 'PAT0' not in table.read_text(), table.name
+
+
+def test_the_main_job_again_trains_nothing_twice(home):
+    runs = {path: path.stat().st_mtime_ns for path in (home / 'runs').glob('*/last.json')}
+    assert runs
+    result = pe_advseg(home, 'experiment', '03_semi_supervised', '--scale', 'smoke')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert runs == {path: path.stat().st_mtime_ns for path in (home / 'runs').glob('*/last.json')}
+
+
+def test_train_and_evaluate(home):
+    result = pe_advseg(home, 'train', '--method', 'style_mixing', '--scale', 'smoke')
+    assert result.returncode == 0, result.stderr[-2000:]
+    run = Path(result.stdout.split('the run is in ')[1].strip().replace('\n', ''))
+    assert (run / 'history.csv').exists()
+    assert 'waiting for the loader' in result.stdout + result.stderr
+    result = pe_advseg(home, 'evaluate', run, '--scale', 'smoke')
+    assert result.returncode == 0 and 'home' in result.stdout and 'synthetic' in result.stdout, result.stderr[-2000:]
+
+
+def test_phantom_and_check(home, tmp_path):
+    hospital = tmp_path / 'hospital'
+    result = pe_advseg(home, 'phantom', hospital, '--hospital', 'island', '--patients', 2, '--shape', '12x48x48')
+    assert result.returncode == 0, result.stderr
+    assert pe_advseg(home, 'check', hospital).returncode == 0
+    victim = sorted(next(path for path in hospital.iterdir() if path.is_dir()).glob('*.dcm'))[5]
+    victim.unlink()                                           # a slice is lost
+    result = pe_advseg(home, 'check', hospital)
+    assert result.returncode == 1 and 'gap' in result.stdout
+
+
+@pytest.mark.parametrize('words, says', [(('train', '--method', 'magic'), 'Choose one of'), (('paper', '--scale', 'huge'), 'smoke, demo, paper'),
+                                         (('paper', '--data', 'nowhere', '--scale', 'smoke'), 'does not exist'), (('experiment', '99_nothing'), 'there is no experiment')])
+def test_mistakes_are_one_line(home, words, says):
+    result = pe_advseg(home, *words)
+    assert result.returncode != 0 and says in result.stderr and 'Traceback' not in result.stderr, result.stderr[-1000:]
+
+
+@real_patient
+def test_one_labelled_patient_is_too_few_and_the_message_says_how_many(home):
+    result = pe_advseg(home, 'paper', '--data', FUMPE, '--scale', 'smoke')
+    assert result.returncode != 0 and 'needs at least 3 labelled patients' in result.stderr and 'found 1' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+@real_patient
+def test_the_real_patient_as_the_unlabelled_hospital(home):
+    result = pe_advseg(home, 'experiment', '03_semi_supervised', '--target', FUMPE, '--scale', 'smoke')
+    assert result.returncode == 0, result.stderr[-3000:]
+    scores = pd.read_csv(home / 'figures' / 'results' / '03_scores_smoke_real_fumpe.csv')
+    assert set(scores.data) == {'synthetic home and real target'} and scores.transductive.all()
+    away = scores[scores.site == 'away']
+    assert away.patient.nunique() == 1 and abs(away.clot_ml.iloc[0] - 18.1) < .1      # the expert's 42,840 voxels
+    assert 'oracle' not in set(scores.method)                                        # nobody sees the label that is scored
+    # pictures of the patient stay in runs/, which git ignores
+    assert (home / 'runs' / 'figures' / '03_methods_real_fumpe.png').exists() and not list((home / 'figures').glob('*methods_real*'))
+    assert not list((home / 'figures').rglob('*real_fumpe*.npz'))
