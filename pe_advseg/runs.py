@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_finished', 'in_processes', 'train_all', 'train_comparison', 'start_jobs', 'score_all', 'score_quietly',
-           'training_table']
+           'training_table', 'training_facts']
 
 # %% ../nbs/60_runs.ipynb #35f89b16
 import json
@@ -80,15 +80,18 @@ def score_quietly(run: Path, sites: dict, adapt: dict) -> pd.DataFrame:
         parts += [score_run(run, sites[site], site, adapt_to=pool) for site, pool in adapt.items() if sites.get(site) and pool]
     return pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/60_runs.ipynb #66ec4e14
-def training_table(runs: list[Path], held_out: dict[str, list[CachedStudy]], foreground: float | None = None) -> pd.DataFrame:
+# %% ../nbs/60_runs.ipynb #c5d1d07b
+def training_table(runs: list[Path], held_out: dict[str, list[CachedStudy]], foreground: float | None = None,
+                   workers: int | None = None, progress: bool = True) -> pd.DataFrame:
     "One row per run: last quarter's pseudo-label shares, the discriminator's AUROC on held-out patients of each site, time, waiting."
-    rows = []
-    for run in runs:
-        config, history = read_config(run), read_history(run)
-        late = history[history.step >= .75 * config.steps]
-        row = dict(method=config.method, seed=config.seed, final_loss=late.segmentation.mean(), true_foreground=foreground)
-        row |= {name: late[name].mean() for name in ('pseudo_kept', 'pseudo_foreground') if name in late}
-        for site, studies in held_out.items(): row |= {f'{name}_{site}': value for name, value in (discriminator_auroc(run, studies) or {}).items()}
-        rows.append(row | json.loads((Path(run) / 'speed.json').read_text()))
-    return pd.DataFrame(rows)
+    rows = in_processes(training_facts, [(run, held_out) for run in runs], workers, progress, 'judging')
+    return pd.DataFrame(rows).assign(true_foreground=foreground)
+
+def training_facts(run: Path, held_out: dict[str, list[CachedStudy]]) -> dict:
+    "One row of `training_table`."
+    config, history = read_config(run), read_history(run)
+    late = history[history.step >= .75 * config.steps]
+    row = dict(method=config.method, seed=config.seed, final_loss=late.segmentation.mean())
+    row |= {name: late[name].mean() for name in ('pseudo_kept', 'pseudo_foreground') if name in late}
+    for site, studies in held_out.items(): row |= {f'{name}_{site}': value for name, value in (discriminator_auroc(run, studies) or {}).items()}
+    return row | json.loads((Path(run) / 'speed.json').read_text())
