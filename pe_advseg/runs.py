@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['is_finished', 'in_processes', 'train_all', 'train_comparison', 'start_jobs', 'score_all', 'score_quietly',
-           'training_table', 'training_facts']
+           'training_table', 'training_facts', 'patch_foreground']
 
-# %% ../nbs/60_runs.ipynb #35f89b16
+# %% ../nbs/60_runs.ipynb #21756897
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .evaluate import discriminator_auroc, score_run
 from .paths import runs_dir
 from .setting import Setting
-from .slices import CachedStudy
+from .slices import IGNORE, CachedStudy, Draw, draw_batch
 from .checkpoint import load_checkpoint
 from .train import TrainConfig, read_config, read_history, train
 
@@ -95,3 +95,10 @@ def training_facts(run: Path, held_out: dict[str, list[CachedStudy]]) -> dict:
     row |= {name: late[name].mean() for name in ('pseudo_kept', 'pseudo_foreground') if name in late}
     for site, studies in held_out.items(): row |= {f'{name}_{site}': value for name, value in (discriminator_auroc(run, studies) or {}).items()}
     return row | json.loads((Path(run) / 'speed.json').read_text())
+
+# %% ../nbs/60_runs.ipynb #db955a28
+def patch_foreground(config: TrainConfig, pool: list[CachedStudy]) -> float | None:
+    "Share of clot in the pool's patches of this run's steps, by the hidden masks; None where masks are not known."
+    if not pool or any(study.mask is None for study in pool): return None
+    masks = torch.cat([draw_batch(pool, config.batch, config.slice_config(), Draw(config.seed, step), 'unlabelled', False).mask for step in range(config.steps)])
+    return float((masks == 1).sum() / (masks != IGNORE).sum())
