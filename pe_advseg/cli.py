@@ -95,7 +95,7 @@ def evaluate(run: Annotated[Path, typer.Argument(help='Folder of a finished run.
         typer.echo(f'{site}, {setting.data}: Dice {with_clot.dice.mean():.3f}, sensitivity {with_clot.sensitivity.mean():.3f} per patient with embolism ({len(with_clot)}); '
                    f'falsely drawn {table.false_positive_ml.mean():.2f} mL per patient ({len(table)})')
 
-# %% ../nbs/61_cli.ipynb #81b38970
+# %% ../nbs/61_cli.ipynb #bec3eafe
 PAPER = ('01_look_at_the_data', '03_semi_supervised', '04_third_hospital', '90_tables_and_figures')
 
 def run_notebook(name: str, **parameters) -> Path:
@@ -108,6 +108,8 @@ def run_notebook(name: str, **parameters) -> Path:
     if unknown: raise ValueError(f'{name} has no parameter {", ".join(sorted(unknown))}')
     result = runs_dir() / 'notebooks' / parameters.get('scale', 'smoke') / f'{name}.ipynb'
     result.parent.mkdir(parents=True, exist_ok=True)
+    for place in ('data', 'target'):                  # notebooks run in a folder of their own: paths from the shell become absolute
+        if parameters.get(place) and Path(parameters[place]).expanduser().exists(): parameters[place] = str(Path(parameters[place]).expanduser().resolve())
     typer.echo(f'{name} ...')
     papermill.execute_notebook(str(source), str(result), parameters, kernel_name='python3', cwd=str(source.parent), progress_bar=sys.stderr.isatty())
     return result

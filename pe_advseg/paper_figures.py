@@ -6,14 +6,14 @@
 __all__ = ['SITES', 'PUBLISHED', 'comparison_figure', 'picture_table', 'knowledge_figure', 'curves_figure', 'thresholds_figure',
            'cost_figure', 'beside_published', 'markdown_table']
 
-# %% ../nbs/63_paper_figures.ipynb #cb171aef
+# %% ../nbs/63_paper_figures.ipynb #6c38cbed
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from .report import slice_dice
-from .show import METHOD_COLOURS, forest_plot, learning_curves, method_label, show_comparison
+from .show import METHOD_COLOURS, forest_plot, learning_curves, lesion_box, method_label, show_comparison
 
 # %% ../nbs/63_paper_figures.ipynb #4bfe89d6
 SITES = {'home': 'unseen patients of the labelled hospital', 'away': 'patients of the other hospital', 'third': 'patients of the third hospital'}
@@ -33,14 +33,18 @@ def comparison_figure(table: pd.DataFrame, metric: str = 'dice', label: str = 'D
     plt.close(figure)
     return figure
 
-# %% ../nbs/63_paper_figures.ipynb #c2c485e3
-def picture_table(pictures: dict[str, np.ndarray], rows: dict[str, str] | list[str], zoom: int | None = None) -> Figure:
-    "Ground truth and the given rows (name in `pictures` -> what it is called); the Dice of each slice in its corner."
+# %% ../nbs/63_paper_figures.ipynb #a6bceea9
+def picture_table(pictures: dict[str, np.ndarray], rows: dict[str, str] | list[str],
+                  crop: int = 80,               # side in pixels of what is shown of each slice, around its largest clot
+                 ) -> Figure:
+    "Ground truth and the given rows (name in `pictures` -> what it is called); the Dice of each whole slice in its corner."
     rows = rows if isinstance(rows, dict) else {name: name for name in rows}
     rows = {name: text for name, text in rows.items() if name in pictures}
-    masks = {text: pictures[name] for name, text in rows.items()}
+    boxes = [lesion_box(truth, crop) for truth in pictures['truth']]
+    part = lambda stack: [slice_[top:top + height, left:left + width] for slice_, (top, left, height, width) in zip(stack, boxes)]
     notes = {text: slice_dice(pictures['truth'], pictures[name]) for name, text in rows.items()}
-    return show_comparison({'ground_truth': pictures['truth'], **masks}, pictures['image'], pictures['truth'], notes=notes, zoom=zoom)
+    masks = {'ground_truth': part(pictures['truth'])} | {text: part(pictures[name]) for name, text in rows.items()}
+    return show_comparison(masks, part(pictures['image']), part(pictures['truth']), notes=notes, zoom=None)
 
 # %% ../nbs/63_paper_figures.ipynb #4fe4eeb1
 def knowledge_figure(training: pd.DataFrame) -> Figure:

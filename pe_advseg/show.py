@@ -201,7 +201,7 @@ def forest_plot(table: DataFrame,            # one row per line of the plot
     axis.spines[['left', 'top', 'right']].set_visible(False); axis.grid(axis='y', visible=False)
     return axis.figure
 
-# %% ../nbs/01_show.ipynb #de9c3180
+# %% ../nbs/01_show.ipynb #5a6c0f56
 def _caption(provenance: Mapping) -> str:
     "Provenance in one line; synthetic data are named first and in full."
     data = str(provenance.get('data', ''))
@@ -217,11 +217,11 @@ def save_figure(figure: Figure,
     if 'data' not in provenance: raise ValueError("provenance needs the key 'data': which patients does this picture show?")
     caption = fill(_caption(provenance), width=int(figure.get_figwidth()*16))
     text = figure.text(0.01, -0.01, caption, fontsize=6.5, color='#666666', va='top')
-    text.set_in_layout(False)    # stays under the picture instead of squeezing it
+    figure.draw_without_rendering(); figure.set_layout_engine('none')    # the caption goes under the picture instead of squeezing it
     try:
         path = (Path(folder) if folder else figures_dir())/f'{name}.png'
         with whole_file(path) as partial:
-            figure.savefig(partial, bbox_inches='tight', bbox_extra_artists=[text], facecolor='white',
+            figure.savefig(partial, bbox_inches='tight', facecolor='white',
                            metadata={'Title': name, 'Comment': json.dumps(dict(provenance), default=str, sort_keys=True), 'Software': None})
     finally: text.remove()
     return path
