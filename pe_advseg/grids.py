@@ -23,7 +23,7 @@ from .setting import Setting
 from .slices import CachedStudy
 from .train import TrainConfig, load_network, read_config
 
-# %% ../nbs/60a_grids.ipynb #6ba94d5c
+# %% ../nbs/60a_grids.ipynb #67a8cc4a
 def network_jobs(setting: Setting, seeds: int | None = None) -> list[tuple[str, tuple]]:
     "(name, job): supervised training of the rivals and of HRNet with the paper's three changes, one by one and together."
     own, small = setting.scale.network, setting.scale.name != 'paper'
@@ -32,7 +32,7 @@ def network_jobs(setting: Setting, seeds: int | None = None) -> list[tuple[str, 
     networks = {'U-Net': ('unet', encoder), 'DeepLabV3+': ('deeplabv3plus', encoder), 'HRNet': (own, base), 'HRNet Large': (own, {**base, 'stem_stride': 2}),
                 'HRNet CARAFE': (own, {**base, 'upsampling': 'carafe'}), 'HRNet without stage 4': (own, {**base, 'stage4': False}),
                 'HRNet Large/CARAFE/without stage 4': (own, dict(stem_stride=2, stage4=False, upsampling='carafe'))}
-    return [(name, (setting.scale.config('supervised', seed, network=network, network_options=options, steps=setting.scale.warm_steps // 4, data=setting.home_digest), setting.train, []))
+    return [(name, (setting.scale.config('supervised', seed, network=network, network_options=options, steps=max(1, setting.scale.warm_steps // 4), data=setting.home_digest), setting.train, []))
             for seed in range(seeds or setting.scale.seeds) for name, (network, options) in networks.items()]
 
 # %% ../nbs/60a_grids.ipynb #b65901de

@@ -24,7 +24,7 @@ from .slices import IGNORE, CachedStudy, Draw, draw_batch
 from .checkpoint import load_checkpoint
 from .train import TrainConfig, read_config, read_history, train
 
-# %% ../nbs/60_runs.ipynb #a360ed4c
+# %% ../nbs/60_runs.ipynb #9406cafc
 def is_finished(folder: Path | str) -> bool:
     "Has the run reached its last step, with an undamaged checkpoint?"
     if not (Path(folder) / 'config.json').exists(): return False
@@ -42,7 +42,7 @@ def in_processes(function, jobs: list[tuple], workers: int | None, progress: boo
             for _ in as_completed(futures): bar.update()
             return [future.result() for future in futures]
 
-def _train_quietly(config, labelled, unlabelled, folder) -> Path: return train(config, labelled, unlabelled, folder, progress=False)
+def _train_quietly(config, labelled, unlabelled, folder) -> Path: return train(config, labelled, unlabelled, folder, progress=False, wait=True)
 
 def train_all(jobs: list[tuple[TrainConfig, list[CachedStudy], list[CachedStudy]]],   # configuration, labelled, unlabelled
               folder: Path | str | None = None,     # of all runs; None = runs/

@@ -118,7 +118,7 @@ def _inset(axis: Axes, image, values, truth, colour: str, box: tuple, window: tu
     _outline(inset, None if truth is None else truth[part])
     inset.spines[:].set(visible=True, color='white', linewidth=0.8)
 
-# %% ../nbs/01_show.ipynb #fc319d71
+# %% ../nbs/01_show.ipynb #cda024d9
 def show_comparison(rows: Mapping[str, Sequence],   # row name -> a mask or probability for each slice; None entries show the bare slice
                     images: Sequence,               # slices in HU, (y, x) each
                     truths: Sequence | None = None, # masks outlined on every row and centre of the insets
@@ -145,7 +145,8 @@ def show_comparison(rows: Mapping[str, Sequence],   # row name -> a mask or prob
             if zoom and truth is not None:
                 _inset(axis, images[index], values[index], truth, colour, lesion_box(truth, zoom), window)
             if notes and name in notes:
-                axis.text(0.03, 0.97, notes[name][index], transform=axis.transAxes, va='top', color='white', fontsize=8)
+                axis.text(0.03, 0.97, notes[name][index], transform=axis.transAxes, va='top', color='white', fontsize=8,
+                          bbox=dict(facecolor='black', alpha=0.55, edgecolor='none', pad=1.5))
             if titles and row == 0: axis.set_title(titles[index])
     plt.close(figure)
     return figure

@@ -179,13 +179,14 @@ def make_fabric(devices: int = 1, precision: str | None = None):
     if devices > 1: fabric.launch()
     return fabric
 
-# %% ../nbs/32_train.ipynb #f8cdf5ed
+# %% ../nbs/32_train.ipynb #46e30b3f
 def train(config: TrainConfig,
           labelled: list[CachedStudy],        # with masks
           unlabelled: list[CachedStudy],      # masks are never looked at
           folder: Path | str,                 # of all runs; the run gets config.name in it
           devices: int = 1, precision: str | None = None,
           checkpoint_every: int = 100, log_every: int = 10, progress: bool = True,
+          wait: bool = False,                 # while another process trains this very run; else that is an error
           stop_after: int | None = None,      # for tests and lessons: stop as if killed after this many steps
          ) -> Path:
     "Train, or go on with, a run; returns its folder. Raises TrainingError, and filelock.Timeout if another process trains it."
@@ -193,7 +194,7 @@ def train(config: TrainConfig,
     home.mkdir(parents=True, exist_ok=True)
     fabric = make_fabric(devices, precision)
     lead = fabric.global_rank == 0
-    with filelock.FileLock(home / 'lock', timeout=0) if lead else contextlib.nullcontext():
+    with filelock.FileLock(home / 'lock', timeout=-1 if wait else 0) if lead else contextlib.nullcontext():
         if lead:
             with whole_file(home / 'config.json') as part: part.write_text(json.dumps(dataclasses.asdict(config), indent=1))
             with whole_file(home / 'versions.json') as part: part.write_text(json.dumps(versions(), indent=1))

@@ -189,7 +189,7 @@ def test_make_help_names_every_target():
 
 # --- what must never be in the repository ---
 
-WEIGHTS_AND_SCANS = ('.dcm', '.mat', '.nii', '.nii.gz', '.nrrd', '.mha', '.pth', '.pt', '.ckpt', '.safetensors', '.npy', '.npz',
+WEIGHTS_AND_SCANS = ('.dcm', '.mat', '.nii', '.nii.gz', '.nrrd', '.mha', '.pth', '.pt', '.ckpt', '.safetensors', '.npy',
                      '.h5', '.onnx', '.pkl', '.pickle', '.zip', '.tar', '.gz')
 MACHINE_PATH = re.compile(r'(?<![\w./:+\-~])/(home|root|tmp|work|Users|mnt|scratch|private|opt)/[\w.]')
 REGISTRY = re.compile(r'(?i)pypi\.(org|python)|pythonhosted|conda\.anaconda|registry\.npmjs|proxy\.golang|index[-_]url')
