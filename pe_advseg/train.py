@@ -179,7 +179,7 @@ def make_fabric(devices: int = 1, precision: str | None = None):
     if devices > 1: fabric.launch()
     return fabric
 
-# %% ../nbs/32_train.ipynb #46e30b3f
+# %% ../nbs/32_train.ipynb #dcff6071
 def train(config: TrainConfig,
           labelled: list[CachedStudy],        # with masks
           unlabelled: list[CachedStudy],      # masks are never looked at
@@ -208,6 +208,7 @@ def train(config: TrainConfig,
         finally: trainer.loader.close()
     return home
 
+# %% ../nbs/32_train.ipynb #a2471fe0
 def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every, log_every, progress, stop_after) -> None:
     config, begun, first = trainer.config, perf_counter(), trainer.done
     if trainer.done >= config.steps: return
