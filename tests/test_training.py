@@ -142,7 +142,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path)
 def test_two_processes_train_by_the_same_command(tmp_path):
     "The whole command of the README with --devices 2, at smoke scale; both processes draw different halves of the batch."
     home = os.environ | {'PE_ADVSEG_HOME': str(tmp_path), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-m', 'pe_advseg.cli', 'train', '--method', 'feature_enhanced', '--scale', 'smoke', '--devices', '2']
+    command = [Path(sys.executable).with_name('pe-advseg'), 'train', '--method', 'feature_enhanced', '--scale', 'smoke', '--devices', '2']
     result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=home)
     assert result.returncode == 0, result.stderr[-2000:]
     run, = [path for path in (tmp_path / 'runs').iterdir() if path.name.startswith('feature_enhanced')]
@@ -207,5 +207,20 @@ def test_every_defect_changes_the_training(hospitals, tmp_path):
         networks = load_checkpoint(run)[0]['networks']
         final[name] = torch.cat([value.flatten().double() for part in networks.values() for value in part.values()]) if name != 'joint_softmax' else None
     for name, value in final.items():
-        if name not in ('corrected', 'joint_softmax'):
+        # another discriminator has other weights; scaling per slice is tested below, where it can show
+        if name not in ('corrected', 'joint_softmax', 'per_slice_scaling'):
             assert not torch.equal(value, final['corrected']), name
+
+
+def test_scaling_per_slice_matters_only_where_air_or_contrast_is_missing(hospitals):
+    "A slice that reaches both ends of the window is scaled the same in both readings: this defect is often none."
+    from pe_advseg.methods import Method
+    from pe_advseg.released import FeatureEnhancedReleased
+    from pe_advseg.slices import Draw, draw_batch
+    assert FeatureEnhancedReleased(defects={'per_slice_scaling': True}).per_slice_scaling and not Method.per_slice_scaling
+    config = TrainConfig(batch=4, patch=8)
+    fixed, per_slice = (draw_batch(hospitals[0], 40, config.slice_config(flag), Draw(0, 0), 'x', True).image for flag in (False, True))
+    ends = (fixed.amin((1, 2, 3)) == -1) & (fixed.amax((1, 2, 3)) == 1)
+    assert ends.any() and not ends.all()
+    torch.testing.assert_close(fixed[ends], per_slice[ends])
+    assert not torch.allclose(fixed[~ends], per_slice[~ends])
