@@ -15,6 +15,7 @@ import torch
 from pe_advseg.released import Defects
 from pe_advseg.phantom import HOSPITALS
 from pe_advseg.phantom_files import write_hospital
+from pe_advseg.setting import SCALES
 from pe_advseg.slices import build_cache
 from pe_advseg.datasets import find_studies
 from pe_advseg.checkpoint import TrainingError, load_checkpoint, pack, save_checkpoint
@@ -146,7 +147,7 @@ def test_two_processes_train_by_the_same_command(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=home)
     assert result.returncode == 0, result.stderr[-2000:]
     run, = [path for path in (tmp_path / 'runs').iterdir() if path.name.startswith('feature_enhanced')]
-    assert load_checkpoint(run)[1] == 3
+    assert load_checkpoint(run)[1] == SCALES['smoke'].steps
 
 
 # --- what a method must never do -----------------------------------------------------------------------------
