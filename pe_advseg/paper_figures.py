@@ -98,7 +98,7 @@ def cost_figure(table: pd.DataFrame) -> Figure:
     axis.set(xlabel='processor seconds of a training step (one thread)', ylabel='Dice per patient'); axis.legend(); plt.close(figure)
     return figure
 
-# %% ../nbs/63_paper_figures.ipynb #2f654ee8
+# %% ../nbs/63_paper_figures.ipynb #facb8668
 PUBLISHED = pd.DataFrame([     # Cheng et al., arXiv 2204.04217, abstract
     dict(where='NCKUH', method='semi-supervised', iou=.3510, dice=.4854, sensitivity=.4253),
     dict(where='CMUH', method='supervised', iou=.2344, dice=.3325, sensitivity=.3151),
@@ -110,6 +110,9 @@ def beside_published(scores: pd.DataFrame, site: str = 'away') -> pd.DataFrame:
     ours = here.rename(columns=lambda name: name.removeprefix('released_')).assign(where=f'ours, {scores["data"].iloc[0]}, {site}')
     return pd.concat([PUBLISHED.assign(where=PUBLISHED['where'] + ', published'), ours], ignore_index=True)[['where', 'method', 'iou', 'dice', 'sensitivity']]
 
+def _interval(low: float, high: float, sign: str = '') -> str:
+    return f' [{low:{sign}.3f}, {high:{sign}.3f}]' if np.isfinite(low) else ''        # one patient has no interval
+
 def markdown_table(table: pd.DataFrame, metric: str = 'dice') -> str:
     "The comparison as a Markdown table: per method, mean and difference with intervals for each site."
     sites = [site for site in SITES if site in set(table.site)]
@@ -120,6 +123,7 @@ def markdown_table(table: pd.DataFrame, metric: str = 'dice') -> str:
             row = table[(table.site == site) & (table.method == name)]
             if row.empty: cells += ['', '']; continue
             row = row.iloc[0]
-            cells += [f'{row[metric]:.3f} [{row[metric + "_low"]:.3f}, {row[metric + "_high"]:.3f}]', '(reference)' if name == row.reference else f'{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]']
+            cells += [f'{row[metric]:.3f}' + _interval(row[metric + '_low'], row[metric + '_high']),
+                      '(reference)' if name == row.reference else f'{row.difference:+.3f}' + _interval(row.low, row.high, '+')]
         lines.append(f'| {method_label(name)} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)

@@ -172,7 +172,7 @@ def learning_curves(histories: Mapping[str, DataFrame],  # method -> one row per
     plt.close(figure)
     return figure
 
-# %% ../nbs/01_show.ipynb #22f8d2df
+# %% ../nbs/01_show.ipynb #ac7d0dfa
 def forest_plot(table: DataFrame,            # one row per line of the plot
                 value: str = 'difference',   # columns of the estimate and of its interval
                 low: str = 'low',
@@ -193,7 +193,8 @@ def forest_plot(table: DataFrame,            # one row per line of the plot
         axis.plot([line[low], line[high]], [row, row], color=colour, linewidth=2.4, solid_capstyle='butt')
         axis.plot(line[value], row, 's', color=colour, markersize=7)
         sign = '+' if reference == 0 else ''
-        texts.append(f'{line[value]:{sign}.3f}  [{line[low]:{sign}.3f}, {line[high]:{sign}.3f}]' if np.isfinite(line[value]) else 'not defined')
+        interval = f'  [{line[low]:{sign}.3f}, {line[high]:{sign}.3f}]' if np.isfinite(line[low]) else '  (one patient: no interval)'
+        texts.append(f'{line[value]:{sign}.3f}{interval}' if np.isfinite(line[value]) else 'not defined')
     axis.set(ylim=(len(table) - 0.4, -0.6), yticks=range(len(table)), yticklabels=[method_label(str(name)) for name in table[label]],
              xlabel=xlabel or value.replace('_', ' '))
     numbers = axis.secondary_yaxis('right')
@@ -202,7 +203,7 @@ def forest_plot(table: DataFrame,            # one row per line of the plot
     axis.spines[['left', 'top', 'right']].set_visible(False); axis.grid(axis='y', visible=False)
     return axis.figure
 
-# %% ../nbs/01_show.ipynb #5a6c0f56
+# %% ../nbs/01_show.ipynb #fb62bd7a
 def _caption(provenance: Mapping) -> str:
     "Provenance in one line; synthetic data are named first and in full."
     data = str(provenance.get('data', ''))
@@ -217,8 +218,9 @@ def save_figure(figure: Figure,
     "Writes `name`.png whole or not at all, with the provenance in the file and under the picture. Raises ValueError without `data`."
     if 'data' not in provenance: raise ValueError("provenance needs the key 'data': which patients does this picture show?")
     caption = fill(_caption(provenance), width=int(figure.get_figwidth()*16))
-    text = figure.text(0.01, -0.01, caption, fontsize=6.5, color='#666666', va='top')
-    figure.draw_without_rendering(); figure.set_layout_engine('none')    # the caption goes under the picture instead of squeezing it
+    figure.draw_without_rendering(); figure.set_layout_engine('none')    # the caption goes under everything instead of squeezing it
+    bottom = min(0, figure.get_tightbbox().y0/figure.get_figheight())
+    text = figure.text(0.01, bottom - 0.01, caption, fontsize=6.5, color='#666666', va='top')
     try:
         path = (Path(folder) if folder else figures_dir())/f'{name}.png'
         with whole_file(path) as partial:
