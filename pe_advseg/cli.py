@@ -6,11 +6,14 @@
 __all__ = ['app', 'ScaleOption', 'DataOption', 'TargetOption', 'PAPER', 'phantom', 'check', 'train', 'evaluate', 'run_notebook',
            'experiment', 'paper', 'main']
 
-# %% ../nbs/61_cli.ipynb #c8df246c
+# %% ../nbs/61_cli.ipynb #8165beb0
+import contextlib
 import dataclasses
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -95,7 +98,7 @@ def evaluate(run: Annotated[Path, typer.Argument(help='Folder of a finished run.
         typer.echo(f'{site}, {setting.data}: Dice {with_clot.dice.mean():.3f}, sensitivity {with_clot.sensitivity.mean():.3f} per patient with embolism ({len(with_clot)}); '
                    f'falsely drawn {table.false_positive_ml.mean():.2f} mL per patient ({len(table)})')
 
-# %% ../nbs/61_cli.ipynb #bec3eafe
+# %% ../nbs/61_cli.ipynb #8b1aaae6
 PAPER = ('01_look_at_the_data', '03_semi_supervised', '04_third_hospital', '90_tables_and_figures')
 
 def run_notebook(name: str, **parameters) -> Path:
@@ -111,8 +114,26 @@ def run_notebook(name: str, **parameters) -> Path:
     for place in ('data', 'target'):                  # notebooks run in a folder of their own: paths from the shell become absolute
         if parameters.get(place) and Path(parameters[place]).expanduser().exists(): parameters[place] = str(Path(parameters[place]).expanduser().resolve())
     typer.echo(f'{name} ...')
-    papermill.execute_notebook(str(source), str(result), parameters, kernel_name='python3', cwd=str(source.parent), progress_bar=sys.stderr.isatty())
+    with _watch_training(runs_dir()):
+        papermill.execute_notebook(str(source), str(result), parameters, kernel_name='python3', cwd=str(source.parent), progress_bar=False)
     return result
+
+@contextlib.contextmanager
+def _watch_training(runs: Path, every: float = 20):
+    "Say now and then how far the runs are: a notebook that is executed elsewhere shows nothing."
+    from pe_advseg.train import read_config, steps_done
+    begun, over = time.time(), threading.Event()
+    def watch():
+        said = None
+        while not over.wait(every):
+            seen = {part.parent: part.stat().st_mtime for part in runs.glob('*/step')}
+            line = ', '.join(f'{run.name} {steps_done(run):,} of {read_config(run).steps:,}' for run, last in sorted(seen.items()) if last > max(begun, time.time() - 2 * every))
+            if line and line != said: typer.echo(f'   training: {line}', err=True)
+            said = line
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try: yield
+    finally: over.set(); thread.join()
 
 @app.command()
 def experiment(name: Annotated[str, typer.Argument(help='For example 02_networks.')], data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo'):

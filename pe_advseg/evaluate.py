@@ -6,9 +6,10 @@
 __all__ = ['network_input', 'body_box', 'predict_study', 'to_native', 'score_study', 'adapt_batchnorm', 'discriminator_auroc',
            'score_run', 'comparison_table']
 
-# %% ../nbs/41_evaluate.ipynb #60dcd7ae
+# %% ../nbs/41_evaluate.ipynb #1db7b269
 import dataclasses
 import hashlib
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def discriminator_auroc(run: Path | str, studies: list[CachedStudy], levels: int
     wrong = torch.cat(wrong).numpy()
     return dict(discriminator_auroc=auroc(torch.cat(doubt).numpy(), wrong), entropy_auroc=auroc(torch.cat(entropy).numpy(), wrong))
 
-# %% ../nbs/41_evaluate.ipynb #1ba415dd
+# %% ../nbs/41_evaluate.ipynb #5bbf83d0
 def score_run(run: Path | str,                # folder of a finished run
               studies: list[CachedStudy],     # with masks
               site: str,                      # 'home', 'away' ...: a column of the table
@@ -116,7 +117,9 @@ def score_run(run: Path | str,                # folder of a finished run
     return table
 
 def _key(studies, adapt_to) -> str:
-    return hashlib.sha256(repr([sorted(s.pixels for s in part) for part in (studies, adapt_to or [])]).encode()).hexdigest()[:10]
+    "Changes with the patients, and with the code that scores them: scores of an older way of scoring are never taken for new ones."
+    code = [inspect.getsource(part) for part in (network_input, body_box, predict_study, to_native, score_study, adapt_batchnorm, patient_scores, released_scores)]
+    return hashlib.sha256(repr([code, *(sorted(s.pixels for s in part) for part in (studies, adapt_to or []))]).encode()).hexdigest()[:10]
 
 # %% ../nbs/41_evaluate.ipynb #8468a8ce
 def comparison_table(scores: pd.DataFrame, reference: str = 'supervised', metric: str = 'dice', draws: int = 10000) -> pd.DataFrame:

@@ -6,10 +6,10 @@
 __all__ = ['is_finished', 'in_processes', 'train_all', 'train_comparison', 'start_jobs', 'score_all', 'score_quietly',
            'training_table', 'training_facts', 'patch_foreground']
 
-# %% ../nbs/60_runs.ipynb #21756897
+# %% ../nbs/60_runs.ipynb #4e024bce
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,24 +22,26 @@ from .paths import runs_dir
 from .setting import Setting
 from .slices import IGNORE, CachedStudy, Draw, draw_batch
 from .checkpoint import load_checkpoint
-from .train import TrainConfig, read_config, read_history, train
+from .train import TrainConfig, read_config, read_history, steps_done, train
 
-# %% ../nbs/60_runs.ipynb #9406cafc
+# %% ../nbs/60_runs.ipynb #65588e5f
 def is_finished(folder: Path | str) -> bool:
     "Has the run reached its last step, with an undamaged checkpoint?"
     if not (Path(folder) / 'config.json').exists(): return False
     kept = load_checkpoint(folder)
     return bool(kept) and kept[1] >= read_config(folder).steps
 
-def in_processes(function, jobs: list[tuple], workers: int | None, progress: bool, title: str) -> list:
-    "Results of `function(*job)` in the order of the jobs; workers=None is one process per core on a CPU, one on a GPU."
+def in_processes(function, jobs: list[tuple], workers: int | None, progress: bool, title: str, total: int | None = None, done=None) -> list:
+    "Results of `function(*job)` in the order of the jobs; workers=None is one process per core on a CPU, one on a GPU. `done()` of `total` moves the bar within the jobs."
     cores = os.cpu_count() or 1
     workers = workers or (1 if torch.cuda.is_available() else max(1, min(len(jobs), cores)))
-    with tqdm(total=len(jobs), desc=title, disable=not progress) as bar:
-        if workers == 1: return [(function(*job), bar.update())[0] for job in jobs]
+    done = done or (lambda: sum(future.done() for future in futures))
+    with tqdm(total=total or len(jobs), desc=title, disable=not progress) as bar:
+        if workers == 1: return [(function(*job), bar.update((total or len(jobs)) / len(jobs)))[0] for job in jobs]
         with ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=torch.set_num_threads, initargs=(max(1, cores // workers),)) as pool:
             futures = [pool.submit(function, *job) for job in jobs]
-            for _ in as_completed(futures): bar.update()
+            while wait(futures, timeout=1).not_done: bar.update(done() - bar.n)
+            bar.update(done() - bar.n)
             return [future.result() for future in futures]
 
 def _train_quietly(config, labelled, unlabelled, folder) -> Path: return train(config, labelled, unlabelled, folder, progress=False, wait=True)
@@ -50,10 +52,11 @@ def train_all(jobs: list[tuple[TrainConfig, list[CachedStudy], list[CachedStudy]
     "Folders of the runs, in the order of the jobs. The first error of a run is raised when the others have ended."
     folder = Path(folder or runs_dir())
     todo = [(*job, folder) for job in jobs if not is_finished(folder / job[0].name)]
-    if todo: in_processes(_train_quietly, todo, workers, progress, 'training')
+    steps = lambda: sum(steps_done(folder / job[0].name) for job in todo)
+    if todo: in_processes(_train_quietly, todo, workers, progress, f'training, steps of {len(todo)} runs', sum(job[0].steps for job in todo), steps)
     return [folder / config.name for config, *_ in jobs]
 
-# %% ../nbs/60_runs.ipynb #6c2dc4c2
+# %% ../nbs/60_runs.ipynb #aa2bbedc
 def train_comparison(setting: Setting, methods: list[str], seeds: int | None = None, folder=None, workers=None, progress: bool = True) -> list[Path]:
     "Runs of every method with every seed of the scale (seed by seed, in the order of the methods), all from the same supervised start."
     seeds = range(seeds or setting.scale.seeds)
@@ -69,9 +72,11 @@ def start_jobs(setting: Setting, seeds) -> list[tuple]:
 
 def score_all(runs: list[Path], sites: dict[str, list[CachedStudy]],  # site -> patients
               adapt: dict[str, list[CachedStudy]] | None = None,      # site -> unlabelled scans: adds the batch-norm control to supervised runs
+              names: list[str] | None = None,                         # for the column `method`, run by run; None = the methods' own
               workers: int | None = None, progress: bool = True) -> pd.DataFrame:
     "Scores of every run on every site, one row per patient."
-    return pd.concat(in_processes(score_quietly, [(run, sites, adapt or {}) for run in runs], workers, progress, 'scoring'), ignore_index=True)
+    parts = in_processes(score_quietly, [(run, sites, adapt or {}) for run in runs], workers, progress, 'scoring')
+    return pd.concat([part.assign(method=name) for name, part in zip(names, parts)] if names else parts, ignore_index=True)
 
 def score_quietly(run: Path, sites: dict, adapt: dict) -> pd.DataFrame:
     "All scores of one run; the batch-norm control for supervised ones."

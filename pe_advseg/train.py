@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_finite', 'share_gradients', 'take_turn', 'Trainer', 'evaluated_name', 'read_config', 'versions',
-           'make_fabric', 'train', 'read_history', 'load_network']
+           'make_fabric', 'train', 'steps_done', 'read_history', 'load_network']
 
 # %% ../nbs/32_train.ipynb #8c7f7bb1
 import contextlib
@@ -208,7 +208,7 @@ def train(config: TrainConfig,
         finally: trainer.loader.close()
     return home
 
-# %% ../nbs/32_train.ipynb #a2471fe0
+# %% ../nbs/32_train.ipynb #87ab7621
 def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every, log_every, progress, stop_after) -> None:
     config, begun, first = trainer.config, perf_counter(), trainer.done
     if trainer.done >= config.steps: return
@@ -220,6 +220,7 @@ def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every,
             rows.append({'step': trainer.done - 1, **{name: float(value) for name, value in numbers.items()}})
             if board: [board.add_scalar(name, value, trainer.done - 1) for name, value in rows[-1].items() if name != 'step']
             bar.set_postfix(loss=f"{rows[-1]['segmentation']:.3f}")
+            if lead: (home / 'step').write_text(str(trainer.done))       # for whoever watches from outside
         if lead and (trainer.done % checkpoint_every == 0 or trainer.done == config.steps):
             with whole_file(home / 'history.csv') as part: pd.DataFrame(rows).to_csv(part, index=False)
             save_checkpoint(home, trainer.state(), trainer.done)
@@ -235,6 +236,11 @@ def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every,
 def _tensorboard(home: Path, step: int):
     from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(home / 'tensorboard', purge_step=step)
+
+def steps_done(folder) -> int:
+    "How far a run has come, by its own last word; cheap enough to ask every second."
+    try: return int((Path(folder) / 'step').read_text())
+    except (OSError, ValueError): return 0          # not begun, or asked while it was writing
 
 def read_history(folder) -> pd.DataFrame:
     "The history of a run, bit for bit as it was written."
