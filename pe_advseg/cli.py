@@ -98,7 +98,7 @@ def evaluate(run: Annotated[Path, typer.Argument(help='Folder of a finished run.
         typer.echo(f'{site}, {setting.data}: Dice {with_clot.dice.mean():.3f}, sensitivity {with_clot.sensitivity.mean():.3f} per patient with embolism ({len(with_clot)}); '
                    f'falsely drawn {table.false_positive_ml.mean():.2f} mL per patient ({len(table)})')
 
-# %% ../nbs/61_cli.ipynb #8b1aaae6
+# %% ../nbs/61_cli.ipynb #7c7e17bb
 PAPER = ('01_look_at_the_data', '03_semi_supervised', '04_third_hospital', '90_tables_and_figures')
 
 def run_notebook(name: str, **parameters) -> Path:
@@ -127,7 +127,8 @@ def _watch_training(runs: Path, every: float = 20):
         said = None
         while not over.wait(every):
             seen = {part.parent: part.stat().st_mtime for part in runs.glob('*/step')}
-            line = ', '.join(f'{run.name} {steps_done(run):,} of {read_config(run).steps:,}' for run, last in sorted(seen.items()) if last > max(begun, time.time() - 2 * every))
+            active = {run: read_config(run).steps for run, last in sorted(seen.items()) if last > max(begun, time.time() - 2 * every)}
+            line = ', '.join(f'{run.name} {steps_done(run):,} of {steps:,}' for run, steps in active.items() if steps_done(run) < steps)
             if line and line != said: typer.echo(f'   training: {line}', err=True)
             said = line
     thread = threading.Thread(target=watch, daemon=True)

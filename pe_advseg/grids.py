@@ -35,7 +35,7 @@ def network_jobs(setting: Setting, seeds: int | None = None) -> list[tuple[str, 
     return [(name, (setting.scale.config('supervised', seed, network=network, network_options=options, steps=max(1, setting.scale.warm_steps // 4), data=setting.home_digest), setting.train, []))
             for seed in range(seeds or setting.scale.seeds) for name, (network, options) in networks.items()]
 
-# %% ../nbs/60a_grids.ipynb #b65901de
+# %% ../nbs/60a_grids.ipynb #d75c2f47
 def network_table(jobs: list[tuple[str, tuple]]) -> pd.DataFrame:
     "Parameters and multiply-accumulates of the networks of `network_jobs`, and seconds of a training step on this machine, one thread."
     rows = {}
@@ -48,9 +48,12 @@ def network_table(jobs: list[tuple[str, tuple]]) -> pd.DataFrame:
 
 def _step_seconds(network, config: TrainConfig, repeats: int = 3) -> float:
     "Processor seconds of forward and backward over one batch; the least of some repeats."
-    image, times = torch.randn(config.batch, config.slices, config.patch, config.patch), []
-    for _ in range(repeats):
-        start = process_time(); network(image).sum().backward(); times.append(process_time() - start)
+    image, times, threads = torch.randn(config.batch, config.slices, config.patch, config.patch), [], torch.get_num_threads()
+    torch.set_num_threads(1)                       # several threads would count their waiting for each other
+    try:
+        for _ in range(repeats):
+            start = process_time(); network(image).sum().backward(); times.append(process_time() - start)
+    finally: torch.set_num_threads(threads)
     return min(times)
 
 # %% ../nbs/60a_grids.ipynb #709a917e

@@ -38,12 +38,13 @@ class Step:
     @property
     def target(self) -> torch.Tensor: return self.mask[:, None].float()      # (n, 1, h, w); 255 stays 255
 
-# %% ../nbs/31_methods.ipynb #6638ef43
+# %% ../nbs/31_methods.ipynb #5310f510
 class Method:
     "Supervised training, and the four questions that other methods answer differently."
     uses_unlabelled = False
     per_slice_scaling = False           # how slices are scaled to [-1, 1]
     update_every = 1                    # steps whose gradients are summed before an update
+    effort = 1                          # a step's cost, roughly: in a grid of runs the longest begin first
     evaluated = 'network'               # the network that is scored
 
     def build(self, network) -> dict: return {}                               # extra networks by name

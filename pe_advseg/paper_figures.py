@@ -73,7 +73,7 @@ def curves_figure(history: pd.DataFrame, columns: tuple = ('segmentation', 'pseu
     per_method = {name: part.groupby('step', as_index=False).mean(numeric_only=True) for name, part in history.groupby('method', sort=False)}
     return learning_curves(per_method, [c for c in columns if c in history])
 
-# %% ../nbs/63_paper_figures.ipynb #ac00b26f
+# %% ../nbs/63_paper_figures.ipynb #25042601
 def thresholds_figure(table: pd.DataFrame) -> Figure:
     "The same model with the release's three thresholds and with one: grouped bars per site."
     sites = table.site.unique()
@@ -90,12 +90,15 @@ def thresholds_figure(table: pd.DataFrame) -> Figure:
 
 def cost_figure(table: pd.DataFrame) -> Figure:
     "Dice against the cost of a training step, one point per network and site."
-    figure, axis = plt.subplots(figsize=(9, 3), layout='constrained')
+    figure, axis = plt.subplots(figsize=(9, 3.4), layout='constrained')
     for site, marker in (('home', 'o'), ('away', 's')):
         here = table[table.site == site]
-        axis.scatter(here.seconds_per_step, here.dice, marker=marker, label=SITES[site])
-        for row in here.to_dict('records'): axis.annotate(row['method'], (row['seconds_per_step'], row['dice']), fontsize=7, xytext=(4, 3), textcoords='offset points')
-    axis.set(xlabel='processor seconds of a training step (one thread)', ylabel='Dice per patient'); axis.legend(); plt.close(figure)
+        axis.scatter(here.seconds_per_step, here.dice, marker=marker, label=SITES[site], zorder=3)
+    for name, part in table.groupby('method', sort=False):
+        axis.plot(part.seconds_per_step, part.dice, color='#BBBBBB', linewidth=1)
+        axis.annotate(name, (part.seconds_per_step.iloc[0], part.dice.max()), fontsize=7, xytext=(0, 6), textcoords='offset points', ha='center')
+    axis.margins(x=.12, y=.15)
+    axis.set(xscale='log', xlabel='processor seconds of a training step (one thread)', ylabel='Dice per patient'); axis.legend(fontsize=7); plt.close(figure)
     return figure
 
 # %% ../nbs/63_paper_figures.ipynb #facb8668

@@ -30,7 +30,7 @@ class Defects:
     @classmethod
     def all(cls) -> 'Defects': return cls(**{f.name: True for f in fields(cls)})
 
-# %% ../nbs/31a_released.ipynb #23e50cf5
+# %% ../nbs/31a_released.ipynb #9e3fd676
 @dataclass
 class FeatureEnhancedReleased(FeatureEnhanced):
     "The feature-enhanced method with defects of the release switched on; by default all of them."
@@ -42,7 +42,7 @@ class FeatureEnhancedReleased(FeatureEnhanced):
         if isinstance(self.defects, dict): self.defects = Defects(**self.defects)
         self.per_slice_scaling = self.defects.per_slice_scaling
         if self.defects.one_update_per_pass: self.update_every = self.pass_length
-        if self.defects.joint_softmax: self.discriminator, self.soften_real = 'features_as_released', False
+        if self.defects.joint_softmax: self.discriminator, self.soften_real, self.effort = 'features_as_released', False, 4
         elif self.defects.attached_features: self.discriminator_options = {**self.discriminator_options, 'detach_features': False}
 
     def real_map(self, step, logits):

@@ -6,7 +6,7 @@
 __all__ = ['is_finished', 'in_processes', 'train_all', 'train_comparison', 'start_jobs', 'score_all', 'score_quietly',
            'training_table', 'training_facts', 'patch_foreground']
 
-# %% ../nbs/60_runs.ipynb #4e024bce
+# %% ../nbs/60_runs.ipynb #cf334b55
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -19,12 +19,13 @@ from tqdm.auto import tqdm
 
 from .evaluate import discriminator_auroc, score_run
 from .paths import runs_dir
+from .registry import build_method
 from .setting import Setting
 from .slices import IGNORE, CachedStudy, Draw, draw_batch
 from .checkpoint import load_checkpoint
 from .train import TrainConfig, read_config, read_history, steps_done, train
 
-# %% ../nbs/60_runs.ipynb #65588e5f
+# %% ../nbs/60_runs.ipynb #3aa636e3
 def is_finished(folder: Path | str) -> bool:
     "Has the run reached its last step, with an undamaged checkpoint?"
     if not (Path(folder) / 'config.json').exists(): return False
@@ -52,6 +53,7 @@ def train_all(jobs: list[tuple[TrainConfig, list[CachedStudy], list[CachedStudy]
     "Folders of the runs, in the order of the jobs. The first error of a run is raised when the others have ended."
     folder = Path(folder or runs_dir())
     todo = [(*job, folder) for job in jobs if not is_finished(folder / job[0].name)]
+    todo.sort(key=lambda job: -build_method(job[0].method, **job[0].method_options).effort)
     steps = lambda: sum(steps_done(folder / job[0].name) for job in todo)
     if todo: in_processes(_train_quietly, todo, workers, progress, f'training, steps of {len(todo)} runs', sum(job[0].steps for job in todo), steps)
     return [folder / config.name for config, *_ in jobs]

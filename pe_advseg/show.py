@@ -6,7 +6,7 @@
 __all__ = ['TRUTH_COLOUR', 'PREDICTION_COLOUR', 'METHOD_COLOURS', 'METHOD_LABELS', 'use_style', 'method_label', 'show_slices',
            'lesion_box', 'show_comparison', 'learning_curves', 'forest_plot', 'save_figure']
 
-# %% ../nbs/01_show.ipynb #b68e1846
+# %% ../nbs/01_show.ipynb #77c718b3
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from pandas import DataFrame
 from .paths import figures_dir, whole_file
 
@@ -172,7 +173,7 @@ def learning_curves(histories: Mapping[str, DataFrame],  # method -> one row per
     plt.close(figure)
     return figure
 
-# %% ../nbs/01_show.ipynb #ac7d0dfa
+# %% ../nbs/01_show.ipynb #e2a574b8
 def forest_plot(table: DataFrame,            # one row per line of the plot
                 value: str = 'difference',   # columns of the estimate and of its interval
                 low: str = 'low',
@@ -197,17 +198,19 @@ def forest_plot(table: DataFrame,            # one row per line of the plot
         texts.append(f'{line[value]:{sign}.3f}{interval}' if np.isfinite(line[value]) else 'not defined')
     axis.set(ylim=(len(table) - 0.4, -0.6), yticks=range(len(table)), yticklabels=[method_label(str(name)) for name in table[label]],
              xlabel=xlabel or value.replace('_', ' '))
+    axis.margins(x=0.12); axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
     numbers = axis.secondary_yaxis('right')
     numbers.set_yticks(range(len(table)), texts, fontfamily='monospace', fontsize=9)
     for side in (axis, numbers): side.tick_params(axis='y', length=0); side.spines[:].set_visible(side is axis)
     axis.spines[['left', 'top', 'right']].set_visible(False); axis.grid(axis='y', visible=False)
     return axis.figure
 
-# %% ../nbs/01_show.ipynb #fb62bd7a
+# %% ../nbs/01_show.ipynb #5aeb5140
 def _caption(provenance: Mapping) -> str:
     "Provenance in one line; synthetic data are named first and in full."
     data = str(provenance.get('data', ''))
-    first = ['Synthetic patients, not real ones'] if 'synthetic' in data.lower() else []
+    made, real = (word in data.lower() for word in ('synthetic', 'real'))
+    first = ['In part synthetic patients' if real else 'Synthetic patients, not real ones'] if made else []
     return ' · '.join(first + [f'{key.replace("_", " ")}: {value}' for key, value in provenance.items()])
 
 def save_figure(figure: Figure,
@@ -218,13 +221,15 @@ def save_figure(figure: Figure,
     "Writes `name`.png whole or not at all, with the provenance in the file and under the picture. Raises ValueError without `data`."
     if 'data' not in provenance: raise ValueError("provenance needs the key 'data': which patients does this picture show?")
     caption = fill(_caption(provenance), width=int(figure.get_figwidth()*16))
-    figure.draw_without_rendering(); figure.set_layout_engine('none')    # the caption goes under everything instead of squeezing it
-    bottom = min(0, figure.get_tightbbox().y0/figure.get_figheight())
-    text = figure.text(0.01, bottom - 0.01, caption, fontsize=6.5, color='#666666', va='top')
+    figure.draw_without_rendering()
+    drawn = figure.get_tightbbox()                                       # inches
+    text = figure.text(0.01, drawn.y0/figure.get_figheight() - 0.01, caption, fontsize=6.5, color='#666666', va='top')
+    text.set_in_layout(False)                                            # under everything, instead of squeezing it
     try:
+        whole = Bbox.union([drawn, text.get_window_extent().transformed(figure.dpi_scale_trans.inverted())]).padded(0.08)
         path = (Path(folder) if folder else figures_dir())/f'{name}.png'
         with whole_file(path) as partial:
-            figure.savefig(partial, bbox_inches='tight', facecolor='white',
+            figure.savefig(partial, bbox_inches=whole, facecolor='white',
                            metadata={'Title': name, 'Comment': json.dumps(dict(provenance), default=str, sort_keys=True), 'Software': None})
     finally: text.remove()
     return path

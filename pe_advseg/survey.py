@@ -37,7 +37,7 @@ def noise_level(study: CachedStudy) -> float:
     step = np.diff(middle, axis=1)[(np.abs(middle[:, 1:] - 40) < 100) & (np.abs(middle[:, :-1] - 40) < 100)]
     return float(1.4826 * np.median(np.abs(step - np.median(step))) / np.sqrt(2)) if step.size else float('nan')
 
-# %% ../nbs/16_survey.ipynb #6b8e4b3e
+# %% ../nbs/16_survey.ipynb #452bb178
 def site_pictures(hospitals: dict[str, list[CachedStudy]], count: int = 5) -> Figure:
     "A row per hospital; the slice with most clot of each of its first patients, the middle slice where no label is known."
     size = max(s.hu.shape[1] for studies in hospitals.values() for s in studies[:count])
@@ -46,7 +46,7 @@ def site_pictures(hospitals: dict[str, list[CachedStudy]], count: int = 5) -> Fi
         line[0].set_ylabel(name)
         for axis, study in zip(line, [*studies, *[None] * count]):
             axis.set(xticks=[], yticks=[]); axis.grid(False)
-            if study is None: continue
+            if study is None: axis.set_axis_off(); continue
             z = max(study.positive, key=lambda z: int(study.mask[z].sum())) if study.positive else len(study.hu) // 2
             axis.imshow(center_crop_or_pad(np.asarray(study.hu[z]), (size, size), -1024), cmap='gray', vmin=-160, vmax=440)
             if study.positive: axis.contour(center_crop_or_pad(np.asarray(study.mask[z]), (size, size), 0), levels=[.5], colors='#E69F00', linewidths=.9)
