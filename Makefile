@@ -13,7 +13,7 @@ CALM   := env -u PE_ADVSEG_HOME OMP_NUM_THREADS=1 MPLBACKEND=agg
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install paper networks released test lab readme prepare clean-runs
+.PHONY: help install paper networks released realism test fuzz lab readme prepare clean-runs
 
 help:  ## what each target does (this list)
 	@echo "pe_advseg: an open workbook for pulmonary embolism segmentation. Research only, not for diagnosis."
@@ -34,6 +34,11 @@ paper: install  ## the whole comparison, from scans to figures/ (synthetic hospi
 networks: install  ## experiment 02: which network sees small emboli? (longer)
 	$(BIN)/pe-advseg experiment 02_networks --scale "$(SCALE)"
 
+realism: install  ## experiments 09, 10 and 12: a real patient, speed, how real the synthetic hospitals are (longer)
+	$(BIN)/pe-advseg experiment 09_synthetic_to_real --scale "$(SCALE)"
+	$(BIN)/pe-advseg experiment 10_speed --scale "$(SCALE)"
+	$(BIN)/pe-advseg experiment 12_synthetic_hospitals --scale "$(SCALE)"
+
 released: install  ## experiment 05: the released code, one defect at a time (longer)
 	$(BIN)/pe-advseg experiment 05_as_released --scale "$(SCALE)"
 
@@ -41,6 +46,10 @@ test: install  ## clean and export leave no diff, every notebook runs, pytest
 	@$(BIN)/python tools/sync.py --check
 	$(CALM) $(BIN)/nbdev_test --n_workers 2 --do_print
 	$(CALM) $(BIN)/python -m pytest
+
+FUZZ_SECONDS ?= 60
+fuzz: install  ## damaged files against the readers, guided by coverage, for FUZZ_SECONDS (60)
+	$(CALM) FUZZ_SECONDS="$(FUZZ_SECONDS)" $(BIN)/python tools/fuzz_reader.py
 
 lab: install  ## JupyterLab, opened at the first page of the workbook
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)

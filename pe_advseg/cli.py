@@ -6,7 +6,7 @@
 __all__ = ['app', 'ScaleOption', 'DataOption', 'TargetOption', 'PAPER', 'phantom', 'check', 'train', 'evaluate', 'run_notebook',
            'experiment', 'paper', 'main']
 
-# %% ../nbs/61_cli.ipynb #8165beb0
+# %% ../nbs/61_cli.ipynb #cb6adfad
 import contextlib
 import dataclasses
 import json
@@ -19,6 +19,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from .hospitals import HOSPITALS
+
 # %% ../nbs/61_cli.ipynb #0389f9b0
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode='markdown', pretty_exceptions_enable=False,
                   help='Annotate pulmonary embolism in CT angiography: train on one labelled hospital, adapt to another one. Research only, not for diagnosis.')
@@ -27,16 +29,15 @@ ScaleOption = Annotated[str, typer.Option(help='**smoke** (seconds), **demo** (m
 DataOption = Annotated[str, typer.Option(help='Folder of labelled scans (FUMPE as published, or one folder per patient). Default: a synthetic hospital.')]
 TargetOption = Annotated[str, typer.Option(help='Folder of scans of the other hospital, labels not needed. Default: a synthetic hospital.')]
 
-# %% ../nbs/61_cli.ipynb #6904837e
+# %% ../nbs/61_cli.ipynb #7d3d7921
 @app.command()
 def phantom(folder: Annotated[Path, typer.Argument(help='Where the hospital is written.')],
-            hospital: Annotated[str, typer.Option(help='harbour, valley or island.')] = 'valley',
+            hospital: Annotated[str, typer.Option(help=', '.join(HOSPITALS) + '.')] = 'valley',
             patients: Annotated[int, typer.Option(min=1)] = 4,
             shape: Annotated[str, typer.Option(help='Slices x rows x columns.')] = '40x160x160',
             layout: Annotated[str, typer.Option(help='**folder** (one folder per patient) or **fumpe**.')] = 'folder',
             mask: Annotated[str, typer.Option(help='For the folder layout: nifti, png, seg or none.')] = 'nifti'):
     "Write a **synthetic hospital**: DICOM scans with masks."
-    from pe_advseg.phantom import HOSPITALS
     from pe_advseg.phantom_files import write_hospital
     if hospital not in HOSPITALS: raise typer.BadParameter(f'there is no hospital {hospital!r}; choose one of {", ".join(HOSPITALS)}')
     sizes = tuple(int(part) for part in shape.lower().split('x'))
@@ -44,24 +45,25 @@ def phantom(folder: Annotated[Path, typer.Argument(help='Where the hospital is w
     write_hospital(folder, HOSPITALS[hospital], patients, sizes, layout=layout, workers=os.cpu_count() or 1, **options)
     typer.echo(f'{patients} synthetic patients of {hospital} are in {folder}')
 
-# %% ../nbs/61_cli.ipynb #352e2d87
+# %% ../nbs/61_cli.ipynb #856ab644
 @app.command()
-def check(folder: Annotated[Path, typer.Argument(help='Scans: FUMPE as published, or one folder per patient.')]):
+def check(folder: Annotated[Path, typer.Argument(help='Scans of one hospital or data set: FUMPE as published, or one folder per patient.')],
+          out: Annotated[Optional[Path], typer.Option(help='The HTML report. Default: runs/check/ and a name of its own.')] = None,
+          as_json: Annotated[bool, typer.Option('--json', help='Facts as JSON in place of the table.')] = False,
+          names: Annotated[bool, typer.Option(help="Show the names of the patients' folders.")] = False,
+          workers: Annotated[Optional[int], typer.Option(help='Processes. Default: one per core.')] = None,
+          resample: Annotated[bool, typer.Option(help='Straighten tilted or unevenly spaced series instead of refusing them.')] = False,
+          assume_hu: Annotated[bool, typer.Option(help='Take stored numbers as HU where rescale values are missing.')] = False):
     "Read every scan and mask; say what is usable and why the rest is **not**. Exit code 1 if anything is refused."
-    import numpy as np
     from rich.console import Console
-    from rich.table import Table
-    from pe_advseg.ct import InputError
-    from pe_advseg.datasets import find_studies, read_study
-    table = Table('study', 'slices', 'mm (z, y, x)', 'clot mL', 'notes', title=f'{folder.name}')
-    refused = 0
-    for number, study in enumerate(find_studies(folder), 1):
-        try: volume, truth = read_study(study)
-        except InputError as error: refused += 1; table.add_row(f'{number}', '', '', '', f'[bold red]refused[/] {error}'); continue
-        clot = '-' if truth is None else f'{truth.sum() * np.prod(volume.spacing) / 1000:.2f}'
-        table.add_row(f'{number}', f'{len(volume.hu)}', ' '.join(f'{s:.2f}' for s in volume.spacing), clot, '; '.join(volume.notes))
-    Console().print(table)
-    if refused: raise typer.Exit(1)
+    from pe_advseg.check import REFUSED, check_folder
+    from pe_advseg.check_report import report_json, report_path, report_table, write_report
+    options = {name: True for name, given in (('resample', resample), ('assume_hu', assume_hu)) if given}
+    reports = check_folder(folder, workers, **options)
+    page = write_report(reports, out or report_path(folder), names, ' · '.join([*([folder.resolve().name] if names else []), *(f'read with {name}' for name in options)]))
+    if as_json: typer.echo(report_json(reports, names))
+    else: Console().print(report_table(reports, names)); typer.echo(f'the report is in {page}')
+    if any(report.status == REFUSED for report in reports): raise typer.Exit(1)
 
 # %% ../nbs/61_cli.ipynb #6ae6cf66
 @app.command()

@@ -6,7 +6,7 @@
 __all__ = ['SYNTHETIC', 'FUMPE_BLANKS', 'write_mat', 'write_nifti', 'write_pngs', 'write_seg', 'patient_name', 'write_patient',
            'write_hospital']
 
-# %% ../nbs/12a_phantom_files.ipynb #2368ebad
+# %% ../nbs/12a_phantom_files.ipynb #9371df98
 import dataclasses
 import json
 import multiprocessing
@@ -23,6 +23,7 @@ from .dicom import make_uid, write_series
 from .hospitals import GENERATOR_VERSION, Hospital, HOSPITALS, is_head_first
 from .paths import write_whole
 from .phantom import make_study
+from .truth import truth_record
 
 # %% ../nbs/12a_phantom_files.ipynb #6248e57c
 def write_mat(path, mask: np.ndarray) -> None:
@@ -63,7 +64,7 @@ def write_seg(path, mask: np.ndarray, folder, sources) -> None:
     seg.walk(settle)
     seg.save_as(path)
 
-# %% ../nbs/12a_phantom_files.ipynb #48b47249
+# %% ../nbs/12a_phantom_files.ipynb #70f05234
 SYNTHETIC = 'synthetic CTPA'
 FUMPE_BLANKS = dict.fromkeys(('Manufacturer', 'StudyDate', 'SeriesDate', 'AcquisitionDate', 'ContentDate', 'StudyTime', 'SeriesTime', 'AcquisitionTime',
                               'ContentTime', 'AccessionNumber', 'StudyInstanceUID', 'SeriesInstanceUID'), '0')   # as in FUMPE (field.md 1.1)
@@ -71,7 +72,7 @@ FUMPE_BLANKS = dict.fromkeys(('Manufacturer', 'StudyDate', 'SeriesDate', 'Acquis
 def patient_name(hospital: Hospital, patient: int, layout: str) -> str:
     return f'PAT{patient:03d}' if layout == 'fumpe' else f'{hospital.name}{patient:03d}'
 
-def write_patient(folder, hospital: Hospital, patient: int, shape: tuple, layout: str, mask: str | None) -> str:
+def write_patient(folder, hospital: Hospital, patient: int, shape: tuple, layout: str, mask: str | None, truth: bool = False) -> str:
     "One synthetic patient under `folder`, whole or not at all; nothing is done if it is there. Returns its name."
     folder, name = Path(folder), patient_name(hospital, patient, layout)
     scan = folder/'CT_scans'/name if layout == 'fumpe' else folder/name
@@ -88,14 +89,15 @@ def write_patient(folder, hospital: Hospital, patient: int, shape: tuple, layout
         elif mask == 'nifti': write_nifti(new/'mask.nii.gz', study.mask, study.volume)
         elif mask == 'png': write_pngs(new, study.mask, sources)
         elif mask == 'seg': write_seg(new/'mask.dcm', study.mask, new, sources)
+        if truth: write_whole(folder/f'{name}.truth.json', json.dumps(truth_record(study.patient)).encode())
         os.replace(new, scan)
     return name
 
-# %% ../nbs/12a_phantom_files.ipynb #ad75ec61
-def _stamp(hospital, patients, shape, layout, mask) -> dict:
+# %% ../nbs/12a_phantom_files.ipynb #7b31f281
+def _stamp(hospital, patients, shape, layout, mask, truth=False) -> dict:
     "How a synthetic hospital was made, as plain data."
     made = {'what': SYNTHETIC + ', no patient data', 'generator': GENERATOR_VERSION, 'hospital': dataclasses.asdict(hospital),
-            'patients': list(patients), 'shape': list(shape), 'layout': layout, 'mask': 'mat' if layout == 'fumpe' else mask}
+            'patients': list(patients), 'shape': list(shape), 'layout': layout, 'mask': 'mat' if layout == 'fumpe' else mask} | ({'truth': True} if truth else {})
     return json.loads(json.dumps(made))      # tuples become lists, as they will when read back
 
 def _read_stamp(folder: Path) -> dict | None:
@@ -136,7 +138,7 @@ def _make_all(jobs: list, workers: int, progress: bool, title: str) -> None:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-# %% ../nbs/12a_phantom_files.ipynb #f91b7ab3
+# %% ../nbs/12a_phantom_files.ipynb #ba75f963
 def write_hospital(folder,                     # made; holds nothing else
                    hospital: Hospital | str,   # or a name in `HOSPITALS`
                    patients,                   # how many (numbered from 1), or a list of numbers
@@ -145,12 +147,13 @@ def write_hospital(folder,                     # made; holds nothing else
                    mask: str | None = 'nifti', # 'nifti', 'png', 'seg' or None: an unlabelled hospital
                    workers: int = 2,           # processes; a script that asks for several needs `if __name__ == '__main__':`
                    progress: bool = True,      # show a bar
+                   truth: bool = False,        # also `<patient>.truth.json`: arteries, obstruction, emboli (see `truth_record`)
                   ) -> Path:                   # the folder
     """Writes a synthetic hospital as DICOM series with masks. Goes on where a stopped call was; done already, does nothing.
 
     Raises ValueError for an order that makes no sense, InputError if the folder holds something else."""
     hospital, numbers = _check_order(hospital, patients, layout, mask)
-    folder, stamp = Path(folder), _stamp(hospital, numbers, shape, layout, mask)
+    folder, stamp = Path(folder), _stamp(hospital, numbers, shape, layout, mask, truth)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.parent/f'.{folder.name}.unfinished'
     with FileLock(folder.parent/f'.{folder.name}.lock'):
@@ -158,7 +161,7 @@ def write_hospital(folder,                     # made; holds nothing else
         if folder.exists() and any(folder.iterdir()):
             raise InputError(folder.name, 'holds something else than the synthetic hospital asked for', 'Choose another folder, or delete this one')
         _stage(staging, stamp, layout)
-        _make_all([(staging, hospital, number, tuple(shape), layout, mask) for number in numbers], workers, progress, hospital.name)
+        _make_all([(staging, hospital, number, tuple(shape), layout, mask, truth) for number in numbers], workers, progress, hospital.name)
         if folder.exists(): folder.rmdir()
         os.replace(staging, folder)
     return folder

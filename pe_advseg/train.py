@@ -32,7 +32,9 @@ from .paths import project_root, whole_file
 from .registry import build_method
 from .slices import CachedStudy, Draw, Loader, SliceConfig, draw_batch
 
-# %% ../nbs/32_train.ipynb #7b4553f7
+# %% ../nbs/32_train.ipynb #3f7d27a2
+_LATER = dict(by_embolus=False, hard_negatives=0.)     # settings that came later: at these values a run keeps its old name
+
 @dataclass(frozen=True)
 class TrainConfig:
     "A run. Sizes in pixels of the cache; `data` is the digest of what it is trained on (see `setting`)."
@@ -47,6 +49,8 @@ class TrainConfig:
     slices: int = 1                      # input channels: neighbouring slices
     window: tuple = PAPER_WINDOW         # HU
     positive_share: float = 0.5          # of the labelled patches
+    by_embolus: bool = False             # every embolus of a patient as often as another, however small
+    hard_negatives: float = 0.           # share of the patches without clot that lie where a clot is, in another slice
     learning_rate: float = 2e-3
     discriminator_learning_rate: float = 1e-4
     weight_decay: float = 1e-4
@@ -57,11 +61,12 @@ class TrainConfig:
 
     @property
     def name(self) -> str:
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        facts = {name: value for name, value in dataclasses.asdict(self).items() if name not in _LATER or value != _LATER[name]}
+        text = json.dumps(facts, sort_keys=True)
         return f'{self.method}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}'
 
     def slice_config(self, per_slice_scaling: bool = False) -> SliceConfig:
-        return SliceConfig((self.patch, self.patch), self.slices, tuple(self.window), self.positive_share, per_slice_scaling)
+        return SliceConfig((self.patch, self.patch), self.slices, tuple(self.window), self.positive_share, per_slice_scaling, self.by_embolus, self.hard_negatives)
 
 # %% ../nbs/32_train.ipynb #e8653ce8
 def check_finite(values: dict, step: int, what: str) -> None:

@@ -171,7 +171,7 @@ def test_fumpe_faults(tmp_path):
     study = fumpe_study(tmp_path)
     data = study.mask.read_bytes()
     for content, words in ((data[:300], ''), (b'', 'no readable MATLAB file'), (b'text' * 99, 'no readable MATLAB file'),
-                           (b'MATLAB 7.3 MAT-file, Platform: X'.ljust(124) + b'\0\2IM' + b'\x89HDF\r\n\x1a\n' + bytes(99), "'-v7'")):
+                           (b'MATLAB 7.3 MAT-file, Platform: X'.ljust(124) + b'\0\2IM' + b'\x89HDF\r\n\x1a\n' + bytes(99), 'no readable MATLAB file')):
         study.mask.write_bytes(content); refused(study, words)
     study = fumpe_study(tmp_path, edit=lambda mask: {'Mask': np.zeros((900, 900, 60), np.uint8)}, do_compression=True)   # small file, large array
     refused(study, 'the mask is (900, 900, 60)')

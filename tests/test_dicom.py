@@ -1,73 +1,37 @@
-"""Bad input, orders, orientations and codecs; geometry against highdicom and values against pydicom, which we did not write."""
-import copy
-import os
+"""Series and volume files against highdicom, pydicom, nibabel, SimpleITK and arithmetic, none of which we wrote. The bad-input battery is in test_battery_reading.py."""
+import gzip
+import importlib.util
 import struct
 import warnings
-import zlib
+from pathlib import Path
 
 import highdicom
+import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from hypothesis import HealthCheck, given, settings, strategies as st
-from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless)
+from pydicom.uid import JPEG2000Lossless, RLELossless
 from scipy.spatial.transform import Rotation
+from test_battery_reading import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
 
 import pe_advseg.dicom_file as dicom_file
-from pe_advseg.ct import InputError, Volume
+import pe_advseg.volume_files as volume_files
+from pe_advseg.ct import InputError, Source, Volume
 from pe_advseg.dicom import find_series, pixel_digest, read_series, write_series
+from pe_advseg.masks import MaskError, read_mat_mask, read_nifti_mask, read_png_masks, read_seg_mask
+from pe_advseg.multiframe import frame_headers
+from pe_advseg.phantom_files import write_mat, write_nifti, write_seg
+from pe_advseg.volume_files import read_volume
 
-AXIAL = np.array([[0., 0, 1], [0, 1, 0], [1, 0, 0]])
-SECRET = 'PLANTED^NAME'   # must never show in an error or a note
-
-
-def make_volume(direction=AXIAL, shape=(12, 40, 48), seed=0, origin=(-30.0, 12.5, -700.25)):
-    hu = np.random.default_rng(seed).integers(-1024, 2000, shape).astype(np.int16)
-    return Volume(hu, (1.5, 0.7, 0.8), origin, direction)
+few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def world(volume):
-    """A volume as (positions of all voxels in the patient, HU), sorted by position: independent of array order."""
-    index = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing='ij'), -1).reshape(-1, 3)
-    points = volume.to_patient(index)
-    order = np.lexsort(np.round(points, 3).T)
-    return points[order], volume.hu.reshape(-1)[order]
-
-
-def same_world(a, b):
-    (points_a, hu_a), (points_b, hu_b) = world(a), world(b)
-    np.testing.assert_allclose(points_a, points_b, atol=1e-3)
-    np.testing.assert_array_equal(hu_a, hu_b)
-
-
-@pytest.fixture
-def good(tmp_path):
-    volume = make_volume()
-    write_series(volume, tmp_path / 'good', SECRET)
-    return volume, [pydicom.dcmread(path) for path in sorted((tmp_path / 'good').iterdir())]
-
-
-def save(slices, folder, names=None, **options):
-    folder.mkdir()
-    for index, dataset in enumerate(slices):
-        dataset.save_as(folder / (names[index] if names else f'{index:02d}.dcm'), **options)
-    return folder
-
-
-def refused(folder, words, file=None, **options):
-    with pytest.raises(InputError) as caught: read_series(folder, **options)
-    text = str(caught.value)
-    assert words in text, text
-    assert SECRET not in text and 'PLANTED' not in text and str(folder) not in text
-    assert caught.value.remedy
-    if file: assert caught.value.file == file, text
-    return text
-
-
-# ---- against software we did not write
+# ---- orientation, order and rescale
 
 @given(st.integers(0, 10_000), st.booleans(), st.booleans(), st.booleans(), st.booleans())
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@few
 def test_any_orientation_and_order_keeps_the_world_and_agrees_with_highdicom(tmp_path_factory, seed, flip_row, flip_column, flip_slices, reverse):
     rng = np.random.default_rng(seed)
     direction = Rotation.from_rotvec(rng.uniform(-0.35, 0.35, 3)).as_matrix() @ AXIAL
@@ -90,22 +54,27 @@ def test_any_orientation_and_order_keeps_the_world_and_agrees_with_highdicom(tmp
     np.testing.assert_array_equal(theirs.array, read.hu)
 
 
-@given(st.integers(0, 1), st.floats(0.25, 4), st.integers(-2000, 500))
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rescale_agrees_with_pydicom(tmp_path_factory, signed, slope, intercept):
+@given(st.integers(0, 1), st.floats(0.25, 4), st.one_of(st.integers(-2000, 500), st.floats(-2000, 500)), st.sampled_from([None, JPEG2000Lossless, RLELossless]))
+@few
+def test_rescale_agrees_with_pydicom(tmp_path_factory, signed, slope, intercept, syntax):
     folder = tmp_path_factory.mktemp('rescale') / 's'
-    write_series(make_volume(shape=(4, 6, 6)), folder, 'P')
+    write_series(make_volume(shape=(4, 33, 34)), folder, 'P')
     expected = []
-    for path in sorted(folder.iterdir()):
+    for number, path in enumerate(sorted(folder.iterdir())):   # another slope and intercept for each slice
         dataset = pydicom.dcmread(path)
-        dataset.PixelRepresentation, dataset.RescaleSlope, dataset.RescaleIntercept = signed, pydicom.valuerep.format_number_as_ds(slope), intercept
-        dataset.save_as(path)
+        dataset.PixelRepresentation = signed
+        dataset.RescaleSlope, dataset.RescaleIntercept = (pydicom.valuerep.format_number_as_ds(float(value)) for value in (slope + 0.1 * number, intercept - number))
         expected.append(np.rint(pydicom.pixels.apply_rescale(dataset.pixel_array, dataset)))
+        if syntax: dataset.compress(syntax, generate_instance_uid=False)
+        dataset.save_as(path)
     np.testing.assert_array_equal(read_series(folder).hu, expected)
 
 
-def test_written_series_has_what_highdicom_and_strict_readers_want(good, tmp_path):
-    volume, slices = good
+# ---- writing
+
+def test_written_series_has_what_highdicom_and_strict_readers_want(tmp_path):
+    volume = make_volume()
+    slices = datasets(volume, tmp_path / 'good')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         for dataset in slices: dataset.save_as(tmp_path / 'x.dcm', enforce_file_format=True)
@@ -128,351 +97,6 @@ def test_writing_is_deterministic_and_whole(tmp_path):
     write_series(low, tmp_path / 'e', 'P'); np.testing.assert_array_equal(read_series(tmp_path / 'e').hu, low.hu)
 
 
-# ---- series assembly (rows 1 to 20 of the battery)
-
-def change(index, **tags):
-    def apply(slices):
-        for i in ([index] if isinstance(index, int) else index):
-            for keyword, value in tags.items():
-                if value is None: delattr(slices[i], keyword)
-                else: slices[i][keyword] = pydicom.DataElement(keyword, pydicom.datadict.dictionary_VR(pydicom.datadict.tag_for_keyword(keyword)).split(' ')[0], value, validation_mode=0)
-    return apply
-
-
-def move(function):
-    def apply(slices):
-        for i, dataset in enumerate(slices): dataset.ImagePositionPatient = (np.array(dataset.ImagePositionPatient, float) + function(i)).round(4).tolist()
-    return apply
-
-
-def tilt(degrees):
-    def apply(slices):
-        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-        for dataset in slices: dataset.ImageOrientationPatient = [1, 0, 0, 0, round(c, 8), round(s, 8)]
-    return apply
-
-
-def same_place_other_pixels(slices):
-    other = copy.deepcopy(slices[4]); other.SOPInstanceUID = '2.25.77'
-    other.PixelData = (np.frombuffer(other.PixelData, '<u2') + 50).astype('<u2').tobytes()
-    slices.append(other)
-
-
-ALL = range(12)
-REFUSED = {
-    'missing inner slice': (lambda s: s.pop(5), 'gap of 3.00 mm between 04.dcm and 05.dcm, usual 1.50', '04.dcm'),
-    'same place, other pixels': (same_place_other_pixels, '12.dcm', '12.dcm'),
-    'tilt 15': (tilt(15), 'gantry tilt', None), 'tilt 2': (tilt(2), 'gantry tilt', None),
-    'tilt in the tag only': (change(ALL, GantryDetectorTilt='15'), 'GantryDetectorTilt', None),
-    'coronal': (change(ALL, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), 'not axial', None),
-    'one other orientation': (change(3, ImageOrientationPatient=[1, 0, 0, 0, 0.8, 0.6]), 'ImageOrientationPatient differs', '03.dcm'),
-    'non-uniform': (move(lambda i: [0, 0, max(0, i - 6) * 0.5]), 'not evenly spaced', None),
-    'creeping spacing': (move(lambda i: [0, 0, i * i * 0.02]), 'not evenly spaced', None),
-    'one slice beside': (move(lambda i: [0, 9.0 * (i == 4), 0]), 'beside the stack', '04.dcm'),
-    'no position in one': (change(3, ImagePositionPatient=None), 'ImagePositionPatient is missing', '03.dcm'),
-    'no position in all': (change(ALL, ImagePositionPatient=None), 'ImagePositionPatient is missing', '00.dcm'),
-    'no orientation': (change(3, ImageOrientationPatient=None), 'ImageOrientationPatient is missing', '03.dcm'),
-    'no pixel spacing': (change(3, PixelSpacing=None), 'PixelSpacing is missing', '03.dcm'),
-    'zero pixel spacing': (change(ALL, PixelSpacing=[0, 0]), 'PixelSpacing must be positive', None),
-    'one pixel spacing': (change(3, PixelSpacing=[0.9, 0.9]), 'PixelSpacing differs', '03.dcm'),
-    'other frame': (change(3, FrameOfReferenceUID='2.25.99'), 'FrameOfReferenceUID differs', '03.dcm'),
-    'few slices': (lambda s: s.__delitem__(slice(2, None)), 'has 2 slices, at least 4', None),
-    'same position everywhere': (move(lambda i: [0, 0, -1.5 * i]), 'shows another picture', None),
-    # values (rows 21 to 29)
-    'no rescale': (change(ALL, RescaleSlope=None, RescaleIntercept=None), 'assume_hu=True', '00.dcm'),
-    'no intercept': (change(3, RescaleIntercept=None), 'RescaleIntercept is missing', '03.dcm'),
-    'slope 0': (change(3, RescaleSlope='0'), 'RescaleSlope must be positive', '03.dcm'),
-    'negative slope': (change(3, RescaleSlope='-1'), 'RescaleSlope must be positive', '03.dcm'),
-    'NaN slope': (change(3, RescaleSlope='nan'), 'RescaleSlope must be 1 finite', '03.dcm'),
-    'spectral map': (change(ALL, RescaleType='Z_EFF'), 'RescaleType is not HU', None),
-    'float pixels': (lambda s: [d.__delitem__('PixelData') or setattr(d, 'FloatPixelData', bytes(40 * 48 * 4)) for d in s], 'no pixel data', None),
-    # files (rows 30 to 52)
-    'cut pixels': (lambda s: setattr(s[3], 'PixelData', s[3].PixelData[:-200]), 'bytes of pixels', '03.dcm'),
-    'too many rows': (change(ALL, Rows=128), 'bytes of pixels', '00.dcm'), 'too few rows': (change(ALL, Rows=10), 'bytes of pixels', '00.dcm'),
-    'huge rows': (change(ALL, Rows=65535), 'not a CT slice', '00.dcm'), 'huge frames': (change(ALL, NumberOfFrames='2000000'), 'several frames', '00.dcm'),
-    'no pixels': (lambda s: s[3].__delitem__('PixelData'), 'no pixel data', '03.dcm'),
-    'colour': (change(ALL, PhotometricInterpretation='RGB', SamplesPerPixel=3), 'colour', '00.dcm'),
-}
-
-
-@pytest.mark.parametrize('name', REFUSED)
-def test_refused(name, good, tmp_path):
-    apply, words, file = REFUSED[name]
-    slices = good[1]
-    apply(slices)
-    refused(save(slices, tmp_path / 's'), words, file)
-
-
-def test_values_that_are_no_numbers(good, tmp_path):
-    save(good[1], tmp_path / 's')
-    path = tmp_path / 's' / '03.dcm'
-    data = path.read_bytes()
-    for old, new, words in ((rb'0.7\0.8 ', rb'0,7\0,8 ', 'PixelSpacing is not a number'), (b'-30.0', b'nan  ', 'ImagePositionPatient must be 3 finite')):
-        assert old in data
-        path.write_bytes(data.replace(old, new))
-        refused(tmp_path / 's', words, '03.dcm')
-
-
-def test_signed_pixels_declared_unsigned(good, tmp_path):
-    volume, slices = good
-    for dataset, hu in zip(slices, volume.hu): dataset.PixelData, dataset.RescaleIntercept = hu.tobytes(), 0
-    refused(save(slices, tmp_path / 's'), 'PixelRepresentation')
-    for dataset in slices: dataset.PixelRepresentation = 1
-    np.testing.assert_array_equal(read_series(save(slices, tmp_path / 't')).hu, volume.hu)
-
-
-def accepted(slices, folder, volume, note=None, **options):
-    read = read_series(save(slices, folder, **options))
-    same_world(read, volume)
-    assert SECRET not in str(read.notes)
-    assert (note in str(read.notes)) if note else read.notes == ()
-    return read
-
-
-def test_repaired_with_a_note(good, tmp_path):
-    volume, slices = good
-    accepted(slices[::-1], tmp_path / 'reversed', volume)
-    twice = slices + [copy.deepcopy(slices[4])]
-    accepted(twice, tmp_path / 'duplicate', volume, 'dropped 12.dcm, same as 04.dcm')
-    twice[-1].SOPInstanceUID = '2.25.5'
-    accepted(twice, tmp_path / 'copy', volume, 'dropped')
-    for number, dataset in zip(np.random.default_rng(0).permutation(12), slices): dataset.InstanceNumber = int(number)
-    accepted(slices, tmp_path / 'shuffled', volume, 'InstanceNumber does not follow position')
-    for number, dataset in enumerate(slices): dataset.InstanceNumber, dataset.ImagesInAcquisition = number, 15
-    accepted(slices, tmp_path / 'end', volume, 'ImagesInAcquisition says 15')
-
-
-def test_jitter_is_accepted(good, tmp_path):
-    volume, slices = good
-    jitter = np.random.default_rng(1).uniform(-0.05, 0.05, 12)
-    move(lambda i: [0, 0, jitter[i]])(slices)
-    read = read_series(save(slices, tmp_path / 's'))
-    np.testing.assert_array_equal(read.hu, volume.hu)
-    assert abs(read.spacing[0] - 1.5) < 0.01
-
-
-def test_localizer_dose_report_and_foreign_files_are_skipped(good, tmp_path):
-    volume, slices = good
-    localizer, report = copy.deepcopy(slices[0]), copy.deepcopy(slices[0])
-    localizer.ImageType, localizer.ImageOrientationPatient = ['ORIGINAL', 'PRIMARY', 'LOCALIZER'], [1, 0, 0, 0, 0, -1]
-    report.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    save(slices + [localizer, report], tmp_path / 's')
-    (tmp_path / 's' / 'notes.txt').write_text('text'); (tmp_path / 's' / 'empty.dcm').write_bytes(b''); (tmp_path / 's' / 'text.dcm').write_text('no DICOM ' * 40)
-    os.mkfifo(tmp_path / 's' / 'pipe.dcm'); (tmp_path / 's' / 'loop').symlink_to(tmp_path / 's'); (tmp_path / 's' / 'gone.dcm').symlink_to('nowhere')
-    read = read_series(tmp_path / 's')
-    same_world(read, volume)
-    text = '; '.join(read.notes)
-    for words in ('localizer', 'Secondary Capture', 'not DICOM', 'empty.dcm', 'pipe.dcm', 'gone.dcm', 'loop'): assert words in text
-    refused_text = refused(save([report] * 3, tmp_path / 'only'), 'holds no CT slices')
-    assert 'Secondary Capture' in refused_text
-
-
-def test_several_series_are_listed_and_chosen(good, tmp_path):
-    volume, slices = good
-    save(slices, tmp_path / 's')
-    other = Volume(volume.hu[:6] + 1, volume.spacing, volume.origin, AXIAL)
-    write_series(other, tmp_path / 's' / 'second', SECRET, series_description='lung')
-    text = refused(tmp_path / 's', 'holds 2 CT series')
-    assert '12 slices' in text and '6 slices' in text
-    same_world(read_series(tmp_path / 's', series=1), volume); same_world(read_series(tmp_path / 's', series=2), other)
-    for uid in find_series(tmp_path / 's')[0]: assert len(read_series(tmp_path / 's', series=uid).hu) in (6, 12)
-    refused(tmp_path / 's', 'fits 0', series=3)
-    for dataset in slices: dataset.SeriesInstanceUID = find_series(tmp_path / 's' / 'second')[0].popitem()[0]
-    save(slices, tmp_path / 's' / 'third'); (tmp_path / 's' / '00.dcm').unlink()   # merged under one UID: contradicts itself
-    refused(tmp_path / 's' , 'holds 2 CT series')
-
-
-# ---- values
-
-def test_per_slice_rescale_monochrome1_and_padding(good, tmp_path):
-    volume, slices = good
-    for dataset, hu in zip(slices[1::2], volume.hu[1::2]):
-        dataset.RescaleIntercept, dataset.PixelData = -1100, (hu.astype(int) + 1100).astype('<u2').tobytes()
-    for dataset in slices: dataset.PhotometricInterpretation = 'MONOCHROME1'
-    accepted(slices, tmp_path / 'a', volume)
-    for signed in (0, 1):   # the tag written as US or SS must mean the same stored bits
-        padded, expected = volume.hu.astype(int), volume.hu.copy()
-        padded[:, :3], expected[:, :3] = -2000, dicom_file.AIR
-        for dataset, hu in zip(slices, padded):
-            dataset.PixelRepresentation, dataset.RescaleIntercept = 1, 0
-            dataset.PixelData = hu.astype('<i2').tobytes()
-            dataset.add_new('PixelPaddingValue', 'SS' if signed else 'US', -2000 if signed else 63536)
-        read = read_series(save(slices, tmp_path / f'pad{signed}'))
-        np.testing.assert_array_equal(read.hu, expected)
-        assert read.notes == ('padding set to air in 12 slices',)
-
-
-def test_doubtful_values_are_noted(good, tmp_path):
-    volume, slices = good
-    for dataset in slices: dataset.BitsStored, dataset.HighBit = 12, 11
-    slices[3].PixelData = (np.frombuffer(slices[3].PixelData, '<u2') + 2000).astype('<u2').tobytes()
-    for dataset in slices[:2]: dataset.compress(pydicom.uid.JPEGLSNearLossless, jls_error=2, generate_instance_uid=False)
-    read = read_series(save(slices, tmp_path / 's'))
-    assert read.notes == ('possibly lossy compression in 2 slices', 'values beyond BitsStored in 1 slices')
-    assert read.hu[3].max() > 3071   # not cut to twelve bits
-    assert 0 < np.abs(read.hu[:2].astype(int) - volume.hu[:2]).max() <= 2
-
-
-def test_assume_hu_and_constant_volume(good, tmp_path):
-    volume, slices = good
-    for dataset in slices: del dataset.RescaleSlope, dataset.RescaleIntercept; dataset.PixelData = bytes(len(dataset.PixelData))
-    read = read_series(save(slices, tmp_path / 's'), assume_hu=True)
-    assert not read.hu.any() and 'every voxel is 0 HU' in read.notes
-
-
-# ---- encodings
-
-@pytest.mark.parametrize('syntax', [ImplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_uncompressed_encodings(good, tmp_path, syntax):
-    volume, slices = good
-    (tmp_path / 's').mkdir()
-    for index, dataset in enumerate(slices):
-        if syntax == ExplicitVRBigEndian:   # pydicom leaves the pixels' byte order to us
-            dataset.PixelData = np.frombuffer(dataset.PixelData, '<u2').astype('>u2').tobytes()
-        dataset.file_meta.TransferSyntaxUID = syntax
-        clean = pydicom.Dataset({element.tag: element for element in dataset}); clean.file_meta = dataset.file_meta
-        clean.save_as(tmp_path / 's' / f'I{index}', enforce_file_format=True)
-    read = read_series(tmp_path / 's')
-    same_world(read, volume)
-    assert read.hu.dtype == np.dtype('int16') and read.hu.dtype.isnative
-
-
-@pytest.mark.parametrize('syntax', [RLELossless, JPEGLSLossless, JPEG2000Lossless])
-def test_compressed(good, tmp_path, syntax):
-    volume, slices = good
-    for dataset in slices: dataset.compress(syntax, generate_instance_uid=False)
-    accepted(slices, tmp_path / 's', volume)
-
-
-def test_jpeg_lossless_by_gdcm(good, tmp_path):
-    gdcm = pytest.importorskip('gdcm')
-    volume, slices = good
-    save(slices, tmp_path / 's')
-    for path in (tmp_path / 's').iterdir():
-        reader = gdcm.ImageReader(); reader.SetFileName(str(path)); assert reader.Read()
-        change = gdcm.ImageChangeTransferSyntax(); change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-        change.SetInput(reader.GetImage()); assert change.Change()
-        writer = gdcm.ImageWriter(); writer.SetFileName(str(path)); writer.SetFile(reader.GetFile()); writer.SetImage(change.GetOutput()); assert writer.Write()
-    assert pydicom.dcmread(tmp_path / 's' / '00.dcm').file_meta.TransferSyntaxUID == pydicom.uid.JPEGLosslessSV1
-    same_world(read_series(tmp_path / 's'), volume)
-
-
-def test_raw_datasets_without_preamble(good, tmp_path):
-    volume, slices = good
-    save(slices, tmp_path / 's')
-    for path in (tmp_path / 's').iterdir(): path.write_bytes(path.read_bytes()[132:])   # group 0002 first
-    same_world(read_series(tmp_path / 's'), volume)
-    for path, dataset in zip(sorted((tmp_path / 's').iterdir()), slices):
-        clean = pydicom.Dataset({element.tag: element for element in dataset})
-        clean.save_as(path, implicit_vr=True, little_endian=True)   # no meta at all
-    same_world(read_series(tmp_path / 's'), volume)
-
-
-def test_damaged_and_lying_compression(good, tmp_path):
-    volume, slices = good
-    for name, syntax, words in (('bomb', JPEG2000Lossless, 'compressed picture is 60000 x 60000'), ('ls', JPEGLSLossless, 'compressed picture is 60000 x 48')):
-        parts = copy.deepcopy(slices)
-        parts[3].compress(syntax, generate_instance_uid=False)
-        data = parts[3].PixelData
-        if syntax == JPEG2000Lossless:
-            at = data.index(b'\xff\x4f\xff\x51') + 8
-            data = data[:at] + struct.pack('>II', 60000, 60000) + data[at + 8:]
-        else:
-            at = data.index(b'\xff\xf7') + 5
-            data = data[:at] + struct.pack('>H', 60000) + data[at + 2:]
-        parts[3].PixelData = data
-        refused(save(parts, tmp_path / name), words, '03.dcm')
-    lie = copy.deepcopy(slices)
-    lie[3].compress(JPEG2000Lossless, generate_instance_uid=False)
-    frame = pydicom.encaps.get_frame(lie[3].PixelData, 0, number_of_frames=1)
-    lie[3].file_meta.TransferSyntaxUID, lie[3].PixelData = ExplicitVRLittleEndian, frame + b'\0' * (len(frame) % 2)
-    lie[3]['PixelData'].VR, lie[3]['PixelData'].is_undefined_length = 'OW', False
-    refused(save(lie, tmp_path / 'lie'), 'bytes of pixels', '03.dcm')
-    rle = copy.deepcopy(slices)
-    for part in rle: part.compress(RLELossless, generate_instance_uid=False)
-    frame = pydicom.encaps.get_frame(rle[3].PixelData, 0, number_of_frames=1)
-    rle[3].PixelData = pydicom.encaps.encapsulate([frame[:70]])
-    refused(save(rle, tmp_path / 'rle'), 'cannot be decoded', '03.dcm')
-
-
-@pytest.mark.parametrize('syntax', ['1.2.840.113619.5.2', 'nonsense', '1.2.840.10008.1.2.4.100'])   # GE's private one, none at all, MPEG2
-def test_unknown_transfer_syntax(good, tmp_path, syntax):
-    volume, slices = good
-    save(slices, tmp_path / 's')
-    path = tmp_path / 's' / '03.dcm'
-    old, new = b'1.2.840.10008.1.2.1\0', (syntax + '\0' * (len(syntax) % 2)).encode()
-    data = path.read_bytes().replace(b'UI' + struct.pack('<H', len(old)) + old, b'UI' + struct.pack('<H', len(new)) + new)
-    path.write_bytes(data[:140] + struct.pack('<I', struct.unpack('<I', data[140:144])[0] + len(new) - len(old)) + data[144:])
-    refused(tmp_path / 's', '', '03.dcm')
-
-
-def test_a_panic_in_a_decoder_becomes_an_input_error(good, tmp_path, monkeypatch):
-    class Panic(BaseException): pass
-    def panic(self): raise Panic('boom')
-    for dataset in good[1]: dataset.compress(RLELossless, generate_instance_uid=False)
-    monkeypatch.setattr(pydicom.Dataset, 'pixel_array', property(panic))
-    refused(save(good[1], tmp_path / 's'), 'Panic', '00.dcm')
-    def stop(self): raise KeyboardInterrupt
-    monkeypatch.setattr(pydicom.Dataset, 'pixel_array', property(stop))
-    with pytest.raises(KeyboardInterrupt): read_series(tmp_path / 's')
-
-
-def test_damaged_headers(good, tmp_path):
-    save(good[1], tmp_path / 's')
-    path = tmp_path / 's' / '03.dcm'
-    data = path.read_bytes()
-    for keep in (140, 200, 400, 700, 900, len(data) - 300):
-        path.write_bytes(data[:keep])
-        refused(tmp_path / 's', '')   # whatever is said, it is an InputError without the planted name
-    nested = b'\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff' + b'\xfe\xff\x00\xe0\xff\xff\xff\xff'
-    path.write_bytes(data[:data.index(b'\x08\x00\x16\x00UI')] + nested * 5000)
-    refused(tmp_path / 's', '')
-
-
-def test_deflated_reads_and_a_bomb_is_refused(good, tmp_path, monkeypatch):
-    volume, slices = good
-    for dataset in slices: dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    accepted(slices, tmp_path / 's', volume)
-    monkeypatch.setattr(dicom_file, 'MAX_INFLATED', 1 << 20)
-    path = tmp_path / 's' / '03.dcm'
-    data = path.read_bytes()
-    start = 144 + struct.unpack('<I', data[140:144])[0]
-    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-    path.write_bytes(data[:start] + squeeze.compress(bytes(8 << 20)) + squeeze.flush())
-    refused(tmp_path / 's', 'inflates to more than', '03.dcm')
-
-
-def test_dicomdir_is_never_followed_and_names_may_be_foreign(good, tmp_path):
-    volume, slices = good
-    folder = tmp_path / 'بیمار' / 'больной'
-    (tmp_path / 'بیمار').mkdir()
-    save(slices, folder, names=[f'срез{i}' for i in range(12)])
-    directory = pydicom.Dataset(); directory.file_meta = pydicom.dataset.FileMetaDataset()
-    directory.file_meta.TransferSyntaxUID, directory.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, pydicom.uid.MediaStorageDirectoryStorage
-    directory.file_meta.MediaStorageSOPInstanceUID = '2.25.4'
-    directory.FileSetID = 'X'
-    directory.save_as(folder / 'DICOMDIR', enforce_file_format=True)
-    read = read_series(folder)
-    same_world(read, volume)
-    assert 'DICOMDIR' in read.notes[0]
-
-
-def test_changed_between_header_and_pixels(good, tmp_path, monkeypatch):
-    save(good[1], tmp_path / 's')
-    real = dicom_file.parse_dicom
-    def swap(path, file, **options):
-        dataset = real(path, file, **options)
-        if not options: dataset.SOPInstanceUID = '2.25.123'
-        return dataset
-    monkeypatch.setattr(dicom_file, 'parse_dicom', swap)
-    refused(tmp_path / 's', 'changed while')
-
-
-def test_missing_folder_and_empty_folder(tmp_path):
-    refused(tmp_path / 'nowhere', 'does not exist')
-    (tmp_path / 'empty').mkdir(); refused(tmp_path / 'empty', 'holds no CT slices')
-
-
 def test_pixel_digest_sees_shape_and_values_only():
     a = make_volume()
     b = Volume(a.hu.copy(), (9, 9, 9), (1, 2, 3), AXIAL)
@@ -480,3 +104,294 @@ def test_pixel_digest_sees_shape_and_values_only():
     assert pixel_digest(a) == pixel_digest(b) != pixel_digest(c)
     b.hu[0, 0, 0] += 1
     assert pixel_digest(a) != pixel_digest(b)
+
+
+# ---- reading, beyond the battery
+
+def test_series_are_listed_and_chosen(tmp_path):
+    volume, folder = make_volume(), tmp_path / 's'
+    slices = datasets(volume, tmp_path / 'good')
+    save(slices, folder)
+    other = Volume(volume.hu[:6] + 1, volume.spacing, volume.origin, AXIAL)
+    write_series(other, folder / 'second', SECRETS[0], series_description='lung')
+    same_world(read_series(folder, series=2), other)
+    for key in find_series(folder)[0]: assert len(read_series(folder, series=key).hu) in (6, 12)
+    for dataset in slices: dataset.SeriesInstanceUID = find_series(folder / 'second')[0].popitem()[0]
+    save(slices, folder / 'third'); (folder / '00.dcm').unlink()   # two scans merged under one UID contradict each other
+    refused('holds 2 CT series')(folder, volume)
+    refused('shows another picture', series=2)(folder, volume)
+
+
+@pytest.mark.parametrize('syntax', ['1.2.840.113619.5.2', 'nonsense', '1.2.840.10008.1.2.4.100'])   # GE's private one, none at all, MPEG2
+def test_unknown_transfer_syntax(tmp_path, syntax):
+    save(datasets(make_volume(), tmp_path / 'good'), tmp_path / 's')
+    path = tmp_path / 's' / '03.dcm'
+    old, new = b'1.2.840.10008.1.2.1\0', (syntax + '\0' * (len(syntax) % 2)).encode()
+    data = path.read_bytes().replace(b'UI' + struct.pack('<H', len(old)) + old, b'UI' + struct.pack('<H', len(new)) + new)
+    path.write_bytes(data[:140] + struct.pack('<I', struct.unpack('<I', data[140:144])[0] + len(new) - len(old)) + data[144:])
+    refused('', '03.dcm')(tmp_path / 's', None)
+
+
+def test_a_panic_in_a_decoder_becomes_an_input_error(tmp_path, monkeypatch):
+    class Panic(BaseException): pass
+    def panic(self): raise Panic(SECRETS[0])
+    slices = datasets(make_volume(), tmp_path / 'good')
+    for dataset in slices: dataset.compress(RLELossless, generate_instance_uid=False)
+    save(slices, tmp_path / 's')
+    monkeypatch.setattr(pydicom.Dataset, 'pixel_array', property(panic))
+    refused('Panic', '00.dcm')(tmp_path / 's', None)
+    def stop(self): raise KeyboardInterrupt
+    monkeypatch.setattr(pydicom.Dataset, 'pixel_array', property(stop))
+    with pytest.raises(KeyboardInterrupt): read_series(tmp_path / 's')
+
+
+def test_a_multiframe_file_is_parsed_once_however_many_frames_it_has(tmp_path, monkeypatch):
+    slices = datasets(make_volume(), tmp_path / 'good')
+    for dataset in slices:
+        for keyword, value in dict(ContentDate='20000101', ContentTime='000000', AcquisitionDate='20000101', AcquisitionTime='000000', StudyDate='20000101', StudyTime='000000').items(): setattr(dataset, keyword, value)
+    made = highdicom.legacy.LegacyConvertedEnhancedCTImage(slices, '2.25.9', 1, '2.25.99', 1)
+    made.compress(RLELossless, generate_instance_uid=False)
+    save([made], tmp_path / 's')
+    calls, real = [], dicom_file.parse_dicom
+    monkeypatch.setattr(dicom_file, 'parse_dicom', lambda *args, **options: calls.append(args[1]) or real(*args, **options))
+    volume = read_series(tmp_path / 's')
+    assert len(calls) == 2   # once for the header, once for the pixels
+    assert [source.instance_number for source in volume.sources] == list(range(12, 0, -1))   # the converter begins at the head
+    assert {source.file for source in volume.sources} == {'00.dcm'}
+    path = tmp_path / 's' / '00.dcm'
+    headers = frame_headers(dicom_file.read_header(path, path.name), path, path.name)
+    assert headers[4].file == '00.dcm frame 5'
+
+
+def test_nothing_of_a_damaged_header_is_logged(tmp_path, caplog, recwarn):
+    slices = datasets(make_volume(), tmp_path / 'good')
+    for keyword in ('InstanceNumber', 'StudyDate', 'ImagesInAcquisition'):
+        for dataset in slices: dataset[keyword] = pydicom.DataElement(keyword, 'LO', SECRETS[0], validation_mode=0)
+    save(slices, tmp_path / 's'); recwarn.clear(); caplog.clear()
+    assert 'PLANTED' not in ' '.join(read_series(tmp_path / 's').notes)
+    assert not caplog.text and not [str(warning.message) for warning in recwarn if 'PLANTED' in str(warning.message)]
+
+
+# ---- resampling, against what the patient looks like: a field known at every point
+
+def field(points): return -300 + points @ [1.5, -2.0, 0.8]   # HU, linear in patient space: linear interpolation gives it back exactly
+def sample(spoil, volume, folder):
+    "The field on the slices of a spoiled series."
+    slices = datasets(volume, folder)
+    spoil(slices)
+    y, x = np.mgrid[:volume.shape[1], :volume.shape[2]]
+    for dataset in slices:
+        row, column = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
+        points = np.array(dataset.ImagePositionPatient, float) + y[..., None] * column * 0.7 + x[..., None] * row * 0.8
+        dataset.PixelData = np.rint(field(points) + 1024).astype('<u2').tobytes()
+    return slices
+
+
+@pytest.mark.parametrize('spoil, most_air', [
+    (tilted(15), 0.3), (tilted(2), 0.08), (move(lambda i: [0, 0.2 * i, 0]), 0.1), (move(lambda i: [0.1 * i, -0.1 * i, 0]), 0.1), (move(lambda i: [0, 0, max(0, i - 6) * 0.5]), 0),
+    (lambda s: (move(lambda i: [0, 0, max(0, i - 6) * 0.5])(s), tilted(10)(s)), 0.25)], ids=['tilt15', 'tilt2', 'sheared', 'sheared-sideways', 'uneven', 'uneven-and-tilted'])
+def test_resampled_slices_show_the_patient_where_they_say(tmp_path, spoil, most_air):
+    save(sample(spoil, make_volume(), tmp_path / 'good'), tmp_path / 's')
+    with pytest.raises(InputError, match='resample=True'): read_series(tmp_path / 's')
+    read = read_series(tmp_path / 's', resample=True)
+    expected = field(read.to_patient(np.stack(np.meshgrid(*map(np.arange, read.shape), indexing='ij'), -1)))
+    air = read.hu == dicom_file.AIR
+    assert air.mean() <= most_air and np.abs(read.hu - expected)[~air].max() < 1.5   # HU; stored and resampled numbers are both rounded
+    np.testing.assert_allclose(read.direction, AXIAL, atol=1e-6)
+    assert any('resampled' in note for note in read.notes) and read.sources == ()
+
+
+def test_resampling_leaves_an_upright_series_alone(tmp_path):
+    save(datasets(make_volume(), tmp_path / 'good'), tmp_path / 's')
+    plain, asked = read_series(tmp_path / 's'), read_series(tmp_path / 's', resample=True)
+    assert pixel_digest(plain) == pixel_digest(asked) and plain.sources == asked.sources and asked.notes == ()
+    np.testing.assert_allclose(plain.affine(), asked.affine(), atol=1e-9)
+
+
+def test_masks_on_resampled_slices_are_placed_by_geometry_or_refused(tmp_path):
+    slices = datasets(make_volume(), tmp_path / 'good')
+    move(lambda i: [0, 0, max(0, i - 6) * 0.5])(slices); save(slices, tmp_path / 's')
+    read = read_series(tmp_path / 's', resample=True)
+    mask = np.zeros(read.shape, np.uint8); mask[3, 5:9, 5:9] = 1
+    write_nifti(tmp_path / 'new.nii', mask, read)               # drawn on the new grid
+    np.testing.assert_array_equal(read_nifti_mask(tmp_path / 'new.nii', read, 'new.nii')[0], mask)
+    native = make_volume()
+    old = np.zeros(native.shape, np.uint8); old[3:11, 5:9, 5:9] = 1
+    write_nifti(tmp_path / 'old.nii', old, native)
+    with pytest.raises(MaskError): read_nifti_mask(tmp_path / 'old.nii', read, 'old.nii')
+    write_mat(tmp_path / 'old.mat', old)
+    with pytest.raises(MaskError, match='the scan names no files'): read_mat_mask(tmp_path / 'old.mat', read, 'old.mat')
+    write_seg(tmp_path / 'old.dcm', old, tmp_path / 's', [Source(f'{i:02d}.dcm', '', i) for i in range(12)])
+    with pytest.raises(MaskError, match='voxels off'): read_seg_mask(tmp_path / 'old.dcm', read, 'old.dcm')
+    with pytest.raises(MaskError, match='no PNG'): read_png_masks(tmp_path / 's', read, 's')
+
+
+# ---- volume files
+
+def image_of(volume):
+    image = SimpleITK.GetImageFromArray(volume.hu)
+    image.SetSpacing(volume.spacing[::-1]); image.SetOrigin(volume.origin)
+    image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
+    return image
+
+
+@given(st.integers(0, 10_000), st.sampled_from([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]), st.tuples(*3 * [st.booleans()]),
+       st.sampled_from(['.nii', '.nii.gz', '.nrrd', '.nhdr', '.mha', '.mhd']), st.booleans(), st.sampled_from(['int16', 'int32', 'float32', 'float64']))
+@settings(few, max_examples=40)
+def test_any_axis_order_of_any_writer_keeps_the_world(tmp_path_factory, seed, order, flips, suffix, compress, kind):
+    rng = np.random.default_rng(seed)
+    axes = (Rotation.from_rotvec(rng.uniform(-0.35, 0.35, 3)).as_matrix() @ AXIAL * np.where(flips, -1, 1))[:, list(order)]
+    hu = rng.integers(-1024, 2000, (5, 6, 7)).astype(np.int16); hu[0, 0, 0] = -1000
+    spacing = tuple(rng.uniform(0.6, 0.8, 3))
+    made = Volume(hu, spacing, tuple(rng.uniform(-300, 300, 3)), axes)
+    folder = tmp_path_factory.mktemp('files')
+    path = folder / f'a{suffix}'
+    SimpleITK.WriteImage(SimpleITK.Cast(image_of(made), getattr(SimpleITK, {'int16': 'sitkInt16', 'int32': 'sitkInt32', 'float32': 'sitkFloat32', 'float64': 'sitkFloat64'}[kind])), str(path), compress)
+    read = read_volume(path)
+    np.testing.assert_allclose(world_of(read), world_of(made), atol=2e-3)
+    assert read.direction[2, 0] > 0.7 and read.direction[1, 1] > 0.7 and read.direction[0, 2] > 0.7 and read.notes == ()
+    if suffix.startswith('.nii'):   # nibabel's own idea of where each voxel is
+        theirs = nibabel.load(path)
+        index = np.argwhere(np.ones(theirs.shape, bool))
+        points = nibabel.affines.apply_affine(theirs.affine, index) * [-1, -1, 1]
+        values = read.hu[tuple(np.rint(read.to_index(points)).astype(int).T)]
+        np.testing.assert_array_equal(values, np.asarray(theirs.dataobj).reshape(-1))
+
+
+def world_of(volume):
+    "Places and HU, sorted by HU and place."
+    index = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing='ij'), -1).reshape(-1, 3)
+    table = np.column_stack([volume.hu.reshape(-1), volume.to_patient(index)])
+    return table[np.lexsort(np.round(table.T[::-1], 1))]
+
+
+@given(st.floats(0.1, 3), st.floats(-1500, 0), st.sampled_from(['<i2', '>i2', '<f4', '>u2', 'u1']))
+@few
+def test_nifti_scaling_agrees_with_nibabel(tmp_path_factory, slope, intercept, kind):
+    stored = np.arange(5 * 6 * 7).reshape(7, 6, 5).astype(kind)
+    image = nibabel.Nifti1Image(stored, make_volume().nifti_affine(), nibabel.Nifti1Header(endianness='>' if kind[0] == '>' else '<'))
+    image.header.set_data_dtype(kind); image.header.set_slope_inter(slope, intercept)
+    path = tmp_path_factory.mktemp('scale') / 'a.nii'
+    with open(path, 'wb') as file:   # as stored: nibabel would choose its own slope
+        header = image.header.copy(); header['vox_offset'] = 352; header['magic'] = b'n+1'
+        file.write(header.binaryblock + bytes(4) + np.asarray(stored, kind).tobytes(order='F'))
+    theirs = nibabel.load(path)
+    read = read_volume(path, assume_hu=True)
+    exact = np.asarray(theirs.dataobj).transpose(2, 1, 0)
+    assert np.abs(read.hu - exact).max() <= 0.501
+    assert ('rounded to whole HU' in str(read.notes)) == (np.abs(np.rint(exact) - exact).max() > 1e-3)
+
+
+@pytest.fixture
+def nifti(tmp_path):
+    def write(array=None, name='a.nii', affine=make_volume().nifti_affine(), **fields):
+        image = nibabel.Nifti1Image(make_volume().hu.transpose(2, 1, 0) if array is None else array, affine)
+        for key, value in fields.items(): image.header[key] = value
+        nibabel.save(image, tmp_path / name)
+        return tmp_path / name
+    return write
+
+
+def not_read(path, words, **options):
+    with pytest.raises(InputError) as caught: read_volume(path, **options)
+    assert words in str(caught.value), str(caught.value)
+    assert caught.value.remedy and str(path.parent) not in str(caught.value) and caught.value.file == path.name
+    return caught.value
+
+
+def test_nifti_refusals(nifti, tmp_path):
+    hu = make_volume().hu.transpose(2, 1, 0)
+    sheared = make_volume().nifti_affine(); sheared[0, 1] = 0.3
+    for path_of, words in ((lambda: nifti(np.clip(hu / 2000, 0, 1).astype(np.float32)), 'hold no air'), (lambda: nifti((np.clip(hu, -160, 240) + 160).astype(np.uint8), 'b.nii.gz'), 'hold no air'),
+                        (lambda: nifti((hu + 1024).astype(np.uint16)), 'shifted numbers'), (lambda: nifti((hu.astype(np.int32) * 40)), 'no Hounsfield units'),
+                        (lambda: nifti(np.where(hu > 1000, np.inf, hu).astype(np.float32)), 'not finite'), (lambda: nifti(np.stack([hu, hu], -1)), '48 x 40 x 12 x 2'), (lambda: nifti(hu[0]), '40 x 12'),
+                        (lambda: nifti(hu.astype(np.complex64)), 'complex64'), (lambda: nifti(affine=sheared), 'not perpendicular'), (lambda: nifti(affine=np.diag([1e-4, 1e-4, 1e-4, 1])), 'cannot be millimetres'),
+                        (lambda: nifti(affine=Volume(make_volume().hu, (0.7, 4, 0.8), (0, 0, 0), AXIAL).nifti_affine()), 'not axial'), (lambda: nifti(xyzt_units=1), 'not the millimetre')):
+        not_read(path_of(), words)
+    no_place = nibabel.Nifti1Image(hu, None); nibabel.save(no_place, tmp_path / 'c.nii'); not_read(tmp_path / 'c.nii', 'nothing about its place')
+    assert read_volume(nifti(hu[..., None])).shape == (12, 40, 48)   # a fourth axis of one
+    assert read_volume(nifti((np.clip(hu, 0, 2000))), assume_hu=True).hu.min() == 0
+
+
+def test_nifti_2_and_pairs(tmp_path):
+    image = nibabel.Nifti2Image(make_volume().hu.transpose(2, 1, 0), make_volume().nifti_affine())
+    nibabel.save(image, tmp_path / 'two.nii'); same_world(read_volume(tmp_path / 'two.nii'), make_volume())
+    nibabel.save(nibabel.Nifti1Pair(image.get_fdata(), image.affine), tmp_path / 'pair.img')
+    (tmp_path / 'pair.hdr').rename(tmp_path / 'pair.nii'); not_read(tmp_path / 'pair.nii', 'numbers inside')
+
+
+def test_both_forms_of_nifti_and_their_contradiction(nifti, tmp_path):
+    image = nibabel.load(nifti())
+    image.set_qform(image.affine, 1); image.set_sform(image.affine, 1); nibabel.save(image, tmp_path / 'q.nii')
+    assert read_volume(tmp_path / 'q.nii').notes == ()
+    moved = image.affine.copy(); moved[2, 3] += 20
+    image.set_qform(moved, 1); nibabel.save(image, tmp_path / 'q.nii')
+    assert read_volume(tmp_path / 'q.nii').notes == ('sform and qform differ: sform taken',)
+    image.set_sform(None, 0); nibabel.save(image, tmp_path / 'q.nii')
+    np.testing.assert_allclose(read_volume(tmp_path / 'q.nii').origin, make_volume().origin + np.array([0, 0, 20]), atol=1e-3)
+
+
+def test_cut_packed_and_huge_files(nifti, tmp_path, monkeypatch):
+    whole = nifti().read_bytes()
+    for name, data, words in (('cut.nii', whole[:-10], 'cut short'), ('head.nii', whole[:200], 'no NIfTI'), ('cut.nii.gz', gzip.compress(whole)[:-3000], 'cut short'),
+                              ('broken.nii.gz', gzip.compress(whole)[:600] + b'\xff' * 4000, 'damaged'), ('text.nii', b'hello' * 200, 'no NIfTI'), ('empty.nii', b'', 'no NIfTI'),
+                              ('folder.dcm', b'', 'no kind of volume file'), ('a.nrrd.gz', b'', 'no kind of volume file')):
+        (tmp_path / name).write_bytes(data); not_read(tmp_path / name, words)
+    (tmp_path / 'two.nii.gz').write_bytes(gzip.compress(whole[:5000]) + gzip.compress(whole[5000:]))   # gzip files strung together are one
+    same_world(read_volume(tmp_path / 'two.nii.gz'), make_volume())
+    not_read(tmp_path / 'none.nii', 'does not exist')
+    monkeypatch.setattr(volume_files, 'MAX_VOXELS', 20000); not_read(nifti(), 'billion voxels')
+    far = bytearray(whole); far[108:112] = struct.pack('<f', 1e9); (tmp_path / 'far.nii').write_bytes(far); not_read(tmp_path / 'far.nii', 'impossible place')
+
+
+def test_nrrd_and_metaimage_refusals(tmp_path):
+    for suffix in ('nrrd', 'mha'): SimpleITK.WriteImage(image_of(make_volume()), str(tmp_path / f'good.{suffix}'))
+    def changed(name, *pairs):
+        data = (tmp_path / f'good.{name}').read_bytes()
+        for old, new in pairs: assert old in data; data = data.replace(old, new, 1)
+        (tmp_path / f'bad.{name}').write_bytes(data); return tmp_path / f'bad.{name}'
+    for path_of, words in (
+            (lambda: changed('nrrd', (b'space: left-posterior-superior\n', b'space dimension: 3\n')), 'how it lies in the patient'), (lambda: changed('nrrd', (b'space origin', b'#pace origin')), 'space origin'),
+            (lambda: changed('nrrd', (b'space directions', b'#pace directions')), 'space directions'), (lambda: changed('nrrd', (b'sizes: 48 40 12', b'sizes: 48 40 99')), 'cut short'),
+            (lambda: changed('nrrd', (b'sizes: 48 40 12', b'sizes: 48 40000 40000')), 'billion voxels'), (lambda: changed('nrrd', (b'encoding: raw', b'encoding: hex')), 'not read'),
+            (lambda: changed('nrrd', (b'endian: little\n', b'')), 'order its bytes'), (lambda: changed('nrrd', (b'NRRD', b'XRRD')), 'no NRRD'),
+            (lambda: changed('nrrd', (b'encoding: raw', b'encoding: raw\ndata file: ../../etc/passwd')), 'elsewhere'), (lambda: changed('nrrd', (b'encoding: raw', b'encoding: raw\ndata file: gone.raw')), 'not there'),
+            (lambda: changed('mha', (b'TransformMatrix', b'#ransformMatrix')), 'TransformMatrix'), (lambda: changed('mha', (b'ElementSpacing', b'#lementSpacing')), 'ElementSpacing'),
+            (lambda: changed('mha', (b'Offset', b'#ffset')), 'Offset'), (lambda: changed('mha', (b'DimSize = 48 40 12', b'DimSize = 48 40 -2')), 'no volume'),
+            (lambda: changed('mha', (b'ElementDataFile = LOCAL', b'ElementDataFile = LIST')), 'elsewhere'), (lambda: changed('mha', (b'NDims = 3', b'NDims = 4')), 'three axes'),
+            (lambda: changed('mha', (b'ElementDataFile', b'#lementDataFile')), 'does not end')):
+        not_read(path_of(), words)
+    ras = changed('nrrd', (b'left-posterior-superior', b'right-anterior-superior'))   # SimpleITK turns it too
+    theirs = SimpleITK.ReadImage(str(ras))
+    np.testing.assert_allclose(read_volume(ras).to_index(theirs.TransformIndexToPhysicalPoint((3, 4, 5))) % 1 % 0.999, 0, atol=2e-3)
+    assert read_volume(ras).hu[tuple(np.rint(read_volume(ras).to_index(theirs.TransformIndexToPhysicalPoint((3, 4, 5)))).astype(int))] == theirs[3, 4, 5]
+
+
+def test_read_volume_takes_a_folder_too(tmp_path):
+    slices = datasets(make_volume(), tmp_path / 'good')
+    tilted(15)(slices); save(slices, tmp_path / 's')
+    assert read_volume(tmp_path / 's', resample=True).sources == ()
+    with pytest.raises(InputError, match='gantry tilt'): read_volume(tmp_path / 's')
+
+
+# ---- any bytes at all
+
+def fuzzer():
+    "The fuzz target of `make fuzz`, without its coverage guide."
+    spec = importlib.util.spec_from_file_location('fuzz_reader', Path(__file__).resolve().parent.parent / 'tools' / 'fuzz_reader.py')
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    return module
+
+
+def test_every_seed_of_the_fuzz_target_is_read_and_its_mutations_are_read_or_refused(tmp_path):
+    target, rng, outcomes = fuzzer(), np.random.default_rng(0), set()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for number, data in enumerate(target.seeds(tmp_path).values()):
+            good = target.try_one(bytes([number]) + data, tmp_path)
+            assert isinstance(good, Volume), f'{target.KINDS[number]}: {good}'
+            for _ in range(40):
+                changed = bytearray(data)
+                for at in rng.integers(0, len(changed), rng.integers(1, 8)): changed[at] = rng.choice([0, 255, rng.integers(256)])
+                outcomes.add(type(target.try_one(bytes([number + 128 * rng.integers(2)]) + bytes(changed[:rng.integers(len(changed) // 2, 2 * len(changed))]), tmp_path)))
+    assert outcomes == {Volume, InputError}
