@@ -152,13 +152,16 @@ def show_comparison(rows: Mapping[str, Sequence],   # row name -> a mask or prob
     plt.close(figure)
     return figure
 
-# %% ../nbs/01_show.ipynb #dc9586b5
+# %% ../nbs/01_show.ipynb #ab458218
 def learning_curves(histories: Mapping[str, DataFrame],  # method -> one row per logged step, with a column `step`
                     columns: Sequence[str],              # one panel for each; methods without a column are left out of its panel
                    ) -> Figure:
     "Logged values over steps, one panel per column, one colour per method."
-    figure, axes = plt.subplots(1, len(columns), figsize=(8.5, 2.6), squeeze=False, layout='constrained')
-    for axis, column in zip(axes[0], columns):
+    lines = -(-max(1, len(histories))//3)
+    figure = plt.figure(figsize=(8.5, 2.4 + 0.2*lines), layout='constrained')
+    grid = figure.add_gridspec(2, len(columns), height_ratios=(2.4, 0.2*lines))
+    axes, below = [figure.add_subplot(grid[0, index]) for index in range(len(columns))], figure.add_subplot(grid[1, :])
+    for axis, column in zip(axes, columns):
         for name, history in histories.items():
             if column not in history: continue
             known = history[['step', column]].dropna()
@@ -168,8 +171,9 @@ def learning_curves(histories: Mapping[str, DataFrame],  # method -> one row per
             axis.plot(known['step'], known[column], color=line.get_color(), linewidth=0.6, alpha=0.3)
         axis.set(title=column.replace('_', ' '), xlabel='step')
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    handles = {text: handle for axis in axes[0] for handle, text in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=min(4, max(1, len(handles))))
+    handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels())}
+    below.axis('off')
+    below.legend(handles.values(), handles.keys(), loc='center', ncols=3, fontsize=9)     # an axis of its own: a legend of the figure would move when it is saved
     plt.close(figure)
     return figure
 
