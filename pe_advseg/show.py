@@ -22,19 +22,21 @@ from matplotlib.transforms import Bbox
 from pandas import DataFrame
 from .paths import figures_dir, whole_file
 
-# %% ../nbs/01_show.ipynb #37a2a050
+# %% ../nbs/01_show.ipynb #faa2887d
 TRUTH_COLOUR, PREDICTION_COLOUR = '#009E73', '#E69F00'    # Okabe-Ito bluish green and orange
 
 METHOD_COLOURS = {                                          # Okabe-Ito, with grey in place of the yellow that white paper swallows
     'supervised': '#000000', 'batchnorm_adapted': '#A6A6A6', 'oracle': '#009E73',
     'adversarial': '#56B4E9', 'feature_enhanced': '#0072B2', 'feature_enhanced_as_released': '#CC79A7',
     'style_mixing': '#E69F00', 'style_mixing_features': '#D55E00', 'supervised_augmented': '#6B4C2A',
+    'supervised_many_hospitals': '#117733',
 }
 METHOD_LABELS = {                                           # how a method is called in a picture or a table
     'supervised': 'supervised', 'batchnorm_adapted': 'supervised, batch norm adapted', 'oracle': 'oracle (target labels)',
     'adversarial': 'adversarial', 'feature_enhanced': 'feature-enhanced',
     'feature_enhanced_as_released': 'feature-enhanced, as released',
     'style_mixing': 'style mixing', 'style_mixing_features': 'style mixing + features', 'supervised_augmented': 'supervised, strong augmentation',
+    'supervised_many_hospitals': 'supervised, six hospitals',
 }
 
 # %% ../nbs/01_show.ipynb #10634db6

@@ -39,7 +39,7 @@ def overlap_by_slice(prediction: np.ndarray,   # bool (z, y, x)
     table = pd.DataFrame(dict(slice=np.arange(len(truth)), dice=2 * hit / np.maximum(drawn + true, 1), iou=hit / np.maximum(drawn + true - hit, 1), clot_pixels=true))
     return table[table.clot_pixels > 0].reset_index(drop=True)
 
-# %% ../nbs/42_slice_scores.ipynb #73964bf0
+# %% ../nbs/42_slice_scores.ipynb #797705e5
 def slice_scores(run: Path | str,              # folder of a finished run
                  studies: list[CachedStudy],   # with masks
                  adapt_to: list[CachedStudy] | None = None,    # unlabelled scans for the batch-norm control
@@ -53,10 +53,13 @@ def slice_scores(run: Path | str,              # folder of a finished run
         parts.append(overlap_by_slice(to_native(predict_study(network, study, config), study) > .5, truth).assign(patient=study.pixels[:8]))
     return pd.concat(parts, ignore_index=True).assign(method=config.method if adapt_to is None else 'batchnorm_adapted', seed=config.seed)
 
-def slice_scores_of(runs: list[Path], studies: list[CachedStudy], pool: list[CachedStudy], workers: int | None = None, progress: bool = True) -> pd.DataFrame:
-    "Of all runs, the batch-norm control of the supervised ones included."
-    jobs = [(run, studies, None) for run in runs] + [(run, studies, pool) for run in runs if pool and read_config(run).method == 'supervised']
-    return pd.concat(in_processes(slice_scores, jobs, workers, progress, 'scoring slices'), ignore_index=True)
+def slice_scores_of(runs: list[Path], studies: list[CachedStudy], pool: list[CachedStudy],
+                    names: list[str] | None = None,     # for the column `method`, run by run; None = the methods' own
+                    workers: int | None = None, progress: bool = True) -> pd.DataFrame:
+    "Of all runs; without names, the batch-norm control of the supervised ones as well."
+    jobs = [(run, studies, None) for run in runs] + [(run, studies, pool) for run in runs if pool and not names and read_config(run).method == 'supervised']
+    parts = in_processes(slice_scores, jobs, workers, progress, 'scoring slices')
+    return pd.concat([part.assign(method=name) for name, part in zip(names, parts)] if names else parts, ignore_index=True)
 
 # %% ../nbs/42_slice_scores.ipynb #300fb650
 def slice_comparison(scores: pd.DataFrame, reference: str = 'supervised', draws: int = 10_000) -> pd.DataFrame:
