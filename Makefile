@@ -34,10 +34,11 @@ paper: install  ## the whole comparison, from scans to figures/ (synthetic hospi
 networks: install  ## experiment 02: which network sees small emboli? (longer)
 	$(BIN)/pe-advseg experiment 02_networks --scale "$(SCALE)"
 
-realism: install  ## experiments 09, 10 and 12: a real patient, speed, how real the synthetic hospitals are (longer)
+realism: install  ## experiments 09, 10, 12, 13: a real patient, speed, realism, the domain gap (longer)
 	$(BIN)/pe-advseg experiment 09_synthetic_to_real --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 10_speed --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 12_synthetic_hospitals --scale "$(SCALE)"
+	$(BIN)/pe-advseg experiment 13_domain_gap --scale "$(SCALE)"
 
 released: install  ## experiment 05: the released code, one defect at a time (longer)
 	$(BIN)/pe-advseg experiment 05_as_released --scale "$(SCALE)"

@@ -29,7 +29,7 @@ from .datasets import Study, read_study
 from .dicom_file import list_files
 from .paths import write_whole
 
-# %% ../nbs/13d_cache.ipynb #238d71fb
+# %% ../nbs/13d_cache.ipynb #546afc89
 @dataclass(frozen=True)
 class CachedStudy:
     "A study on disk: `hu` int16 (z, y, x) and `mask` uint8 or None, resampled in-plane; memory maps, or `CompressedArray`s."
@@ -48,6 +48,14 @@ class CachedStudy:
 
     @property
     def hospital(self) -> str: return self.study.hospital
+
+    @property
+    def labels(self) -> str:
+        "SHA-256 of the mask, '' without one: what was learnt from it, or scored with it, changes when it is corrected."
+        if self.native_mask is None: return ''
+        digest = hashlib.sha256()
+        for part in self.native_mask: digest.update(np.ascontiguousarray(part, np.uint8))
+        return digest.hexdigest()
 
     def __reduce__(self): return _reopen, (self.folder, self.study, self.mask is not None)     # processes share the file, not a copy
 

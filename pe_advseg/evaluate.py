@@ -6,7 +6,7 @@
 __all__ = ['network_input', 'body_box', 'predict_study', 'to_native', 'score_study', 'adapt_batchnorm', 'discriminator_auroc',
            'score_run', 'comparison_table']
 
-# %% ../nbs/41_evaluate.ipynb #1db7b269
+# %% ../nbs/41_evaluate.ipynb #4858d1bf
 import dataclasses
 import hashlib
 import inspect
@@ -23,7 +23,7 @@ from .networks import build_network
 from .paths import whole_file
 from .slices import CachedStudy, Draw, draw_batch
 from .checkpoint import TrainingError, load_checkpoint
-from .train import TrainConfig, load_network, read_config
+from .train import TrainConfig, load_network, read_config, trained_on
 
 # %% ../nbs/41_evaluate.ipynb #3e2d2436
 def network_input(study: CachedStudy, levels, config: TrainConfig) -> torch.Tensor:
@@ -75,29 +75,30 @@ def adapt_batchnorm(network: torch.nn.Module, pool: list[CachedStudy], config: T
         for step in range(batches): network(draw_batch(pool, config.batch, config.slice_config(), Draw(seed, step), 'adapt', False).image.to(device))
     return network.eval()
 
-# %% ../nbs/41_evaluate.ipynb #de59f721
+# %% ../nbs/41_evaluate.ipynb #3b03d769
 @torch.inference_mode()
 def discriminator_auroc(run: Path | str, studies: list[CachedStudy], levels: int = 6) -> dict | None:
     "AUROC of (low) discriminator confidence, and of entropy, for pixel errors at threshold 0.5; None when the run has no discriminator or nothing is wrong."
     config, (state, _) = read_config(run), load_checkpoint(run)
     if 'discriminator' not in state['networks']: return None
     network, _ = load_network(run)
-    judge = build_method(config.method, **config.method_options).build(network)['discriminator'].eval()
+    device = next(network.parameters()).device
+    judge = build_method(config.method, **config.method_options).build(network)['discriminator'].to(device).eval()
     judge.load_state_dict(state['networks']['discriminator'])
     doubt, entropy, wrong = [], [], []
     for study in studies:
         chosen = np.linspace(0, len(study.positive) - 1, min(levels, len(study.positive))).astype(int)
         for z in (study.positive[i] for i in chosen):
-            logits, features = network(network_input(study, [z], config), return_features=True)
+            logits, features = network(network_input(study, [z], config).to(device), return_features=True)
             p = logits.sigmoid()
-            doubt.append(-judge(logits if judge.takes_logits else p, features).flatten())
-            entropy.append(torch.special.entr(p).flatten() + torch.special.entr(1 - p).flatten())
-            wrong.append(((p > .5).flatten() != torch.from_numpy(np.array(study.mask[z]) > 0).flatten()))
+            doubt.append(-judge(logits if judge.takes_logits else p, features).flatten().cpu())
+            entropy.append((torch.special.entr(p) + torch.special.entr(1 - p)).flatten().cpu())
+            wrong.append(((p > .5).flatten().cpu() != torch.from_numpy(np.array(study.mask[z]) > 0).flatten()))
     if not wrong or not torch.cat(wrong).any(): return None
     wrong = torch.cat(wrong).numpy()
     return dict(discriminator_auroc=auroc(torch.cat(doubt).numpy(), wrong), entropy_auroc=auroc(torch.cat(entropy).numpy(), wrong))
 
-# %% ../nbs/41_evaluate.ipynb #5bbf83d0
+# %% ../nbs/41_evaluate.ipynb #ab611fb9
 def score_run(run: Path | str,                # folder of a finished run
               studies: list[CachedStudy],     # with masks
               site: str,                      # 'home', 'away' ...: a column of the table
@@ -108,6 +109,8 @@ def score_run(run: Path | str,                # folder of a finished run
     config = read_config(run)
     if step < config.steps: raise TrainingError(f'{run.name}: trained {step} of {config.steps} steps. Finish the training first (the same command goes on).')
     kind = config.method if adapt_to is None else 'batchnorm_adapted'
+    seen = trained_on(run) & {study.pixels for study in studies}
+    if seen: raise TrainingError(f'{run.name}: {len(seen)} of the {len(studies)} patients to be scored were trained on with their masks. Score with the data, scale and split that it was trained with.')
     path = run / f'scores-{kind}-{site}-{_key(studies, adapt_to)}.csv'
     if path.exists(): return pd.read_csv(path)
     network, _ = load_network(run)
@@ -119,7 +122,7 @@ def score_run(run: Path | str,                # folder of a finished run
 def _key(studies, adapt_to) -> str:
     "Changes with the patients, and with the code that scores them: scores of an older way of scoring are never taken for new ones."
     code = [inspect.getsource(part) for part in (network_input, body_box, predict_study, to_native, score_study, adapt_batchnorm, patient_scores, released_scores)]
-    return hashlib.sha256(repr([code, *(sorted(s.pixels for s in part) for part in (studies, adapt_to or []))]).encode()).hexdigest()[:10]
+    return hashlib.sha256(repr([code, *(sorted((s.pixels, s.labels) for s in part) for part in (studies, adapt_to or []))]).encode()).hexdigest()[:10]
 
 # %% ../nbs/41_evaluate.ipynb #8468a8ce
 def comparison_table(scores: pd.DataFrame, reference: str = 'supervised', metric: str = 'dice', draws: int = 10000) -> pd.DataFrame:

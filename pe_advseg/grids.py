@@ -59,17 +59,18 @@ def _step_seconds(network, config: TrainConfig, repeats: int = 3) -> float:
     finally: torch.set_num_threads(threads)
     return min(times)
 
-# %% ../nbs/60a_grids.ipynb #709a917e
+# %% ../nbs/60a_grids.ipynb #bce627e6
 def train_defects(setting: Setting, seeds: int | None = None, folder=None, workers=None) -> tuple[list[str], list[Path]]:
     """Names and runs: supervised, the corrected feature-enhanced method, each defect of the release alone, all together;
     all from the same supervised start, as `train_comparison`."""
     names = [field.name for field in dataclasses.fields(Defects)]
     switches = {'corrected': {}} | {name: {name: True} for name in names} | {'all as released': {name: True for name in names}}
     methods = {'supervised': ('supervised', {})} | {name: ('feature_enhanced_as_released', {'defects': defects}) for name, defects in switches.items()}
+    if setting.has_oracle: methods |= {'oracle': ('oracle', {})}
     seeds, jobs = range(seeds or setting.scale.seeds), []
     for seed, start in zip(seeds, train_all(start_jobs(setting, seeds), folder, workers)):
         shared = dict(initial=start.name, learning_rate=setting.scale.learning_rate / 2, data=setting.digest)
-        jobs += [(setting.scale.config(method, seed, method_options=options, **shared), setting.train, setting.pool) for method, options in methods.values()]
+        jobs += [(setting.scale.config(method, seed, method_options=options, **shared), setting.labelled(method), setting.pool) for method, options in methods.values()]
     return list(methods) * len(seeds), train_all(jobs, folder, workers)
 
 # %% ../nbs/60a_grids.ipynb #5a2aed29

@@ -52,15 +52,16 @@ def bce_dice(logits: torch.Tensor,     # (n, 1, h, w)
     judged = keep.flatten(1).any(1)
     return cross_entropy * masked_bce(logits, target, keep) + _kept_mean(_dice_cost(logits, target, keep, smooth), judged)
 
-# %% ../nbs/30_losses.ipynb #9f4f43ec
+# %% ../nbs/30_losses.ipynb #1f035878
 def bce_dice_as_released(logits: torch.Tensor,     # (n, 1, h, w)
                          target: torch.Tensor,     # (n, h, w) or (n, 1, h, w); 255 is taken for a number, as in the release
                          smooth: float = 1e-5,
+                         cross_entropy: float = 0.5,
                         ) -> torch.Tensor:         # scalar, float32
     "The released loss with its defect: no pixel is ignored, 255 included. For the experiment that shows what it does."
     target = _match(target, logits, 'target').float()
     keep = torch.ones_like(target, dtype=torch.bool)
-    return 0.5 * F.binary_cross_entropy_with_logits(logits.float(), target) + _dice_cost(logits, target, keep, smooth).mean()
+    return cross_entropy * F.binary_cross_entropy_with_logits(logits.float(), target) + _dice_cost(logits, target, keep, smooth).mean()
 
 # %% ../nbs/30_losses.ipynb #35591940
 def adversarial(discriminator_logits: torch.Tensor,        # (n, 1, h, w)

@@ -14,14 +14,14 @@ from .losses import adversarial, bce_dice_as_released
 from .methods import FeatureEnhanced, segmentation_loss
 from .slices import IGNORE
 
-# %% ../nbs/31a_released.ipynb #ade7b21f
+# %% ../nbs/31a_released.ipynb #b9f56aaa
 @dataclass(frozen=True)
 class Defects:
     "What the released code does differently from the paper's text; all off is the corrected method."
     background_pseudo_labels: bool = False   # argmax over one channel: every pseudo-label is background
     ignored_as_target: bool = False          # rejected pixels enter the loss with the target value 255
     inverted_real_map: bool = False          # one_hot with one class: the "real" map is the background
-    joint_softmax: bool = False              # one softmax over the logit and all feature channels
+    joint_softmax: bool = False              # one softmax over the logit and all feature channels: the release's discriminator, which is shown hard truth
     attached_features: bool = False          # the discriminator's loss trains the encoder, too
     follows_generator: bool = False          # the generator's "call it real" gradient also reaches the discriminator
     one_update_per_pass: bool = False        # gradients of a whole pass are summed, then one update
@@ -30,7 +30,7 @@ class Defects:
     @classmethod
     def all(cls) -> 'Defects': return cls(**{f.name: True for f in fields(cls)})
 
-# %% ../nbs/31a_released.ipynb #9e3fd676
+# %% ../nbs/31a_released.ipynb #c0812f6c
 @dataclass
 class FeatureEnhancedReleased(FeatureEnhanced):
     "The feature-enhanced method with defects of the release switched on; by default all of them."
@@ -49,12 +49,16 @@ class FeatureEnhancedReleased(FeatureEnhanced):
         map = super().real_map(step, logits)
         return 1 - map if self.defects.inverted_real_map else map
 
+    def pseudo_target(self, logits):
+        "What the network is to learn from its own prediction, before pixels are rejected."
+        return torch.zeros_like(logits) if self.defects.background_pseudo_labels else (logits.detach() > 0).float()
+
     def pseudo_loss(self, step, logits, confidence):
-        kept = confidence.detach().sigmoid() > self.threshold
-        target = torch.zeros_like(logits) if self.defects.background_pseudo_labels else (logits.detach() > 0).float()
+        kept, target = confidence.detach().sigmoid() > self.threshold, self.pseudo_target(logits)
         step.log.update(pseudo_kept=kept.float().mean(), pseudo_foreground=(target * kept).mean())
         target = torch.where(kept, target, torch.full_like(target, IGNORE))
-        return (bce_dice_as_released if self.defects.ignored_as_target else segmentation_loss)(logits, target)
+        # the same weights as elsewhere: a switch changes one thing
+        return bce_dice_as_released(logits, target, cross_entropy=5.) if self.defects.ignored_as_target else segmentation_loss(logits, target)
 
     def network_terms(self, step):
         terms = super().network_terms(step)

@@ -58,7 +58,7 @@ def train_all(jobs: list[tuple[TrainConfig, list[CachedStudy], list[CachedStudy]
     if todo: in_processes(_train_quietly, todo, workers, progress, f'training, steps of {len(todo)} runs', sum(job[0].steps for job in todo), steps)
     return [folder / config.name for config, *_ in jobs]
 
-# %% ../nbs/60_runs.ipynb #aa2bbedc
+# %% ../nbs/60_runs.ipynb #a399f8d5
 def train_comparison(setting: Setting, methods: list[str], seeds: int | None = None, folder=None, workers=None, progress: bool = True) -> list[Path]:
     "Runs of every method with every seed of the scale (seed by seed, in the order of the methods), all from the same supervised start."
     seeds = range(seeds or setting.scale.seeds)
@@ -78,7 +78,8 @@ def score_all(runs: list[Path], sites: dict[str, list[CachedStudy]],  # site -> 
               workers: int | None = None, progress: bool = True) -> pd.DataFrame:
     "Scores of every run on every site, one row per patient."
     parts = in_processes(score_quietly, [(run, sites, adapt or {}) for run in runs], workers, progress, 'scoring')
-    return pd.concat([part.assign(method=name) for name, part in zip(names, parts)] if names else parts, ignore_index=True)
+    if names: parts = [part.assign(method=part.method.where(part.method == 'batchnorm_adapted', name)) for name, part in zip(names, parts)]
+    return pd.concat(parts, ignore_index=True)
 
 def score_quietly(run: Path, sites: dict, adapt: dict) -> pd.DataFrame:
     "All scores of one run; the batch-norm control for supervised ones."
@@ -103,9 +104,10 @@ def training_facts(run: Path, held_out: dict[str, list[CachedStudy]]) -> dict:
     for site, studies in held_out.items(): row |= {f'{name}_{site}': value for name, value in (discriminator_auroc(run, studies) or {}).items()}
     return row | json.loads((Path(run) / 'speed.json').read_text())
 
-# %% ../nbs/60_runs.ipynb #db955a28
-def patch_foreground(config: TrainConfig, pool: list[CachedStudy]) -> float | None:
-    "Share of clot in the pool's patches of this run's steps, by the hidden masks; None where masks are not known."
+# %% ../nbs/60_runs.ipynb #c4cf6de2
+def patch_foreground(config: TrainConfig, pool: list[CachedStudy], seeds: int = 1) -> float | None:
+    "Share of clot in the pool's patches of the late steps that are logged, by the hidden masks; None where masks are not known."
     if not pool or any(study.mask is None for study in pool): return None
-    masks = torch.cat([draw_batch(pool, config.batch, config.slice_config(), Draw(config.seed, step), 'unlabelled', False).mask for step in range(config.steps)])
+    masks = torch.cat([draw_batch(pool, config.batch, config.slice_config(), Draw(seed, step), 'unlabelled', False).mask for seed in range(seeds)
+                       for step in range(config.steps) if step >= .75 * config.steps and (step % 10 == 0 or step == config.steps - 1)])
     return float((masks == 1).sum() / (masks != IGNORE).sum())

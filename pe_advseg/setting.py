@@ -56,7 +56,7 @@ SCALES = {scale.name: scale for scale in (
     Scale('paper', (200, 512, 512), (24, 3, 8), (32, 16), (8, 16), None, 'hrnet_w48', _PAPER_NETWORK, steps=10000, batch=8, patch=400, seeds=3, warm_steps=10000, fine_tune_steps=2000, learning_rate=5e-4),
 )}
 
-# %% ../nbs/33_setting.ipynb #5593e396
+# %% ../nbs/33_setting.ipynb #73322d87
 def synthetic_studies(hospital: Hospital, count: int, scale: Scale, progress: bool = True) -> list[Study]:
     "`count` patients of a synthetic hospital, in `data/synthetic`; made when they are first asked for."
     from pe_advseg.phantom_files import write_hospital
@@ -81,9 +81,9 @@ def setting_tag(home: str = '', away: str = '') -> str:
     return '_real_' + '_'.join(real) if real else ''
 
 def _digest(train: list[CachedStudy], pool: list[CachedStudy], pixel_mm: float | None) -> str:
-    return hashlib.sha256(repr([sorted(s.pixels for s in part) for part in (train, pool)] + [pixel_mm]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([sorted((s.pixels, s.labels) for s in part) for part in (train, pool)] + [pixel_mm]).encode()).hexdigest()[:16]
 
-# %% ../nbs/33_setting.ipynb #2435d01f
+# %% ../nbs/33_setting.ipynb #3b1295bc
 @dataclass
 class Setting:
     "Who is trained on, adapted to and scored."
@@ -106,7 +106,7 @@ class Setting:
 
     @property
     def digest(self) -> str:
-        "Of the pixels that are trained on, labelled and unlabelled, and their pixel size."
+        "Of the scans and masks that are trained on (those of the pool by the oracle alone), and their pixel size."
         return _digest(self.train, self.pool, self.scale.pixel_mm)
 
     @property

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_finite', 'share_gradients', 'take_turn', 'Trainer', 'evaluated_name', 'read_config', 'versions',
-           'make_fabric', 'train', 'steps_done', 'read_history', 'load_network']
+           'make_fabric', 'train', 'trained_on', 'steps_done', 'read_history', 'load_network']
 
 # %% ../nbs/32_train.ipynb #8c7f7bb1
 import contextlib
@@ -32,7 +32,8 @@ from .paths import project_root, whole_file
 from .registry import build_method
 from .slices import CachedStudy, Draw, Loader, SliceConfig, draw_batch
 
-# %% ../nbs/32_train.ipynb #3f7d27a2
+# %% ../nbs/32_train.ipynb #3f36c131
+_PLAIN = dict(pretrained=False)
 _LATER = dict(by_embolus=False, hard_negatives=0.)     # settings that came later: at these values a run keeps its old name
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def take_turn(trainer, player: str, terms_of, step: Step) -> dict:
         optimizer.step(); optimizer.zero_grad(set_to_none=True)
     return {name: value.detach() for name, value in terms.items()}
 
-# %% ../nbs/32_train.ipynb #10631df3
+# %% ../nbs/32_train.ipynb #f70dba7a
 class Trainer:
     "The networks of one run, their optimisers, and one training step."
     def __init__(self, config: TrainConfig, fabric, labelled: list[CachedStudy], unlabelled: list[CachedStudy], runs: Path | None = None):
@@ -109,15 +110,22 @@ class Trainer:
         self.method: Method = build_method(config.method, **config.method_options)
         self.labelled, self.unlabelled = labelled, unlabelled
         torch.manual_seed(config.seed)
-        network = build_network(config.network, in_channels=config.slices, **config.network_options)
+        network = build_network(config.network, in_channels=config.slices, **({**config.network_options, **_PLAIN} if config.initial and config.network_options.get('pretrained') else config.network_options))
         if config.initial: network.load_state_dict(load_network(runs / config.initial)[0].state_dict())
         torch.manual_seed(config.seed + 1)             # the same start of the network, whatever else a method builds
         self.networks = {'network': network, **self.method.build(network)}
+        if config.initial: self._go_on(load_checkpoint(runs / config.initial)[0]['networks'])
         for module in self.networks.values(): fabric.to_device(module)
         self.optimizers = {'network': torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)}
         if 'discriminator' in self.networks:
             self.optimizers['discriminator'] = torch.optim.Adam(self.networks['discriminator'].parameters(), config.discriminator_learning_rate, betas=(.9, .99))
         self.loader = Loader(self.draw)
+
+    def _go_on(self, before: dict) -> None:
+        "A discriminator that the first run has trained is not thrown away."
+        mine, theirs = self.networks.get('discriminator'), before.get('discriminator')
+        if mine is None or theirs is None or {n: p.shape for n, p in mine.state_dict().items()} != {n: p.shape for n, p in theirs.items()}: return
+        mine.load_state_dict(theirs)
 
     def draw(self, step: int):
         "The batches of a step for this process, before augmentation."
@@ -167,11 +175,11 @@ def read_config(folder) -> TrainConfig:
     "The configuration of a run folder."
     return TrainConfig(**json.loads((Path(folder) / 'config.json').read_text()))
 
-# %% ../nbs/32_train.ipynb #f9d02503
+# %% ../nbs/32_train.ipynb #827e67ff
 def versions() -> dict:
     "What a result depends on beside its configuration: versions, machine, commit."
     import numpy, timm
-    try: commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
+    try: commit = subprocess.run(['git', 'describe', '--always', '--dirty=+'], cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired): commit = ''
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
     return dict(python=platform.python_version(), torch=torch.__version__, timm=timm.__version__, numpy=numpy.__version__, device=device, commit=commit)
@@ -184,7 +192,7 @@ def make_fabric(devices: int = 1, precision: str | None = None):
     if devices > 1: fabric.launch()
     return fabric
 
-# %% ../nbs/32_train.ipynb #dcff6071
+# %% ../nbs/32_train.ipynb #a026d36c
 def train(config: TrainConfig,
           labelled: list[CachedStudy],        # with masks
           unlabelled: list[CachedStudy],      # masks are never looked at
@@ -203,6 +211,7 @@ def train(config: TrainConfig,
         if lead:
             with whole_file(home / 'config.json') as part: part.write_text(json.dumps(dataclasses.asdict(config), indent=1))
             with whole_file(home / 'versions.json') as part: part.write_text(json.dumps(versions(), indent=1))
+            with whole_file(home / 'labelled.json') as part: part.write_text(json.dumps(sorted(study.pixels for study in labelled)))
             for orphan in home.glob('.partial-*'): orphan.unlink()
         trainer = Trainer(config, fabric, labelled, [study.without_mask() for study in unlabelled], Path(folder))
         kept, rows = load_checkpoint(home), []
@@ -213,7 +222,7 @@ def train(config: TrainConfig,
         finally: trainer.loader.close()
     return home
 
-# %% ../nbs/32_train.ipynb #87ab7621
+# %% ../nbs/32_train.ipynb #4a1a1335
 def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every, log_every, progress, stop_after) -> None:
     config, begun, first = trainer.config, perf_counter(), trainer.done
     if trainer.done >= config.steps: return
@@ -228,19 +237,28 @@ def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every,
             if lead: (home / 'step').write_text(str(trainer.done))       # for whoever watches from outside
         if lead and (trainer.done % checkpoint_every == 0 or trainer.done == config.steps):
             with whole_file(home / 'history.csv') as part: pd.DataFrame(rows).to_csv(part, index=False)
+            seconds = perf_counter() - begun
+            speed = dict(seconds=round(seconds, 2), steps=trainer.done - first, waited_for_loader=round(trainer.loader.waited / seconds, 4))
+            with whole_file(home / 'speed.json') as part: part.write_text(json.dumps(speed))      # all before the checkpoint, which says that the rest is there
             save_checkpoint(home, trainer.state(), trainer.done)
         if trainer.done == stop_after: break
     bar.close()
     if not lead: return
     board.close()
     seconds = perf_counter() - begun
-    speed = dict(seconds=round(seconds, 2), steps=trainer.done - first, waited_for_loader=round(trainer.loader.waited / seconds, 4))
-    with whole_file(home / 'speed.json') as part: part.write_text(json.dumps(speed))
-    if progress: tqdm.write(f"{config.name}: {speed['steps']} steps in {seconds:.0f} s, {speed['waited_for_loader']:.1%} of it waiting for the loader")
+    if progress: tqdm.write(f'{config.name}: {trainer.done - first} steps in {seconds:.0f} s, {trainer.loader.waited / seconds:.1%} of it waiting for the loader')
 
 def _tensorboard(home: Path, step: int):
     from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(home / 'tensorboard', purge_step=step)
+
+def trained_on(folder) -> set[str]:
+    "Pixel digests of the scans whose masks a run has learnt from, itself or in the run it began from."
+    folder = Path(folder)
+    try: own = set(json.loads((folder / 'labelled.json').read_text()))
+    except OSError: own = set()
+    initial = read_config(folder).initial
+    return own | (trained_on(folder.parent / initial) if initial else set())
 
 def steps_done(folder) -> int:
     "How far a run has come, by its own last word; cheap enough to ask every second."
@@ -254,6 +272,7 @@ def read_history(folder) -> pd.DataFrame:
 def load_network(folder) -> tuple[torch.nn.Module, TrainConfig]:
     "The network of a finished run that its method says is the one to use, in eval mode."
     config = read_config(folder)
-    network = build_network(config.network, in_channels=config.slices, **config.network_options)
+    options = {**config.network_options, **_PLAIN} if config.network_options.get('pretrained') else config.network_options       # nothing to download: the weights are here
+    network = build_network(config.network, in_channels=config.slices, **options)
     network.load_state_dict(load_checkpoint(folder)[0]['networks'][evaluated_name(folder)])
-    return network.eval(), config
+    return network.to('cuda' if torch.cuda.is_available() else 'cpu').eval(), config
