@@ -21,12 +21,12 @@ import typer
 
 from .hospitals import HOSPITALS
 
-# %% ../nbs/61_cli.ipynb #0389f9b0
+# %% ../nbs/61_cli.ipynb #ac25fc2e
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode='markdown', pretty_exceptions_enable=False,
                   help='Annotate pulmonary embolism in CT angiography: train on one labelled hospital, adapt to another one. Research only, not for diagnosis.')
 
 ScaleOption = Annotated[str, typer.Option(help='**smoke** (seconds), **demo** (minutes on a CPU) or **paper** (a GPU).')]
-DataOption = Annotated[str, typer.Option(help='Folder of labelled scans (FUMPE as published, or one folder per patient). Default: a synthetic hospital.')]
+DataOption = Annotated[str, typer.Option(help='Folder of labelled scans (a public data set as published, or one folder per patient). Default: a synthetic hospital.')]
 TargetOption = Annotated[str, typer.Option(help='Folder of scans of the other hospital, labels not needed. Default: a synthetic hospital.')]
 
 # %% ../nbs/61_cli.ipynb #7d3d7921
@@ -45,9 +45,9 @@ def phantom(folder: Annotated[Path, typer.Argument(help='Where the hospital is w
     write_hospital(folder, HOSPITALS[hospital], patients, sizes, layout=layout, workers=os.cpu_count() or 1, **options)
     typer.echo(f'{patients} synthetic patients of {hospital} are in {folder}')
 
-# %% ../nbs/61_cli.ipynb #856ab644
+# %% ../nbs/61_cli.ipynb #81436afd
 @app.command()
-def check(folder: Annotated[Path, typer.Argument(help='Scans of one hospital or data set: FUMPE as published, or one folder per patient.')],
+def check(folder: Annotated[Path, typer.Argument(help='Scans of one hospital or data set: a public one as published (FUMPE, CAD-PE, READ, RSPECT), nnU-Net, volume files, or one folder per patient.')],
           out: Annotated[Optional[Path], typer.Option(help='The HTML report. Default: runs/check/ and a name of its own.')] = None,
           as_json: Annotated[bool, typer.Option('--json', help='Facts as JSON in place of the table.')] = False,
           names: Annotated[bool, typer.Option(help="Show the names of the patients' folders.")] = False,
@@ -65,13 +65,14 @@ def check(folder: Annotated[Path, typer.Argument(help='Scans of one hospital or 
     else: Console().print(report_table(reports, names)); typer.echo(f'the report is in {page}')
     if any(report.status == REFUSED for report in reports): raise typer.Exit(1)
 
-# %% ../nbs/61_cli.ipynb #6ae6cf66
+# %% ../nbs/61_cli.ipynb #5ccaf880
 @app.command()
 def train(method: Annotated[str, typer.Option(help='supervised, adversarial, feature_enhanced, style_mixing, ... (an unknown name lists them).')] = 'style_mixing',
           data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo', seed: int = 0,
           network: Annotated[str, typer.Option(help='Default: that of the scale.')] = '',
           steps: Annotated[int, typer.Option(help='Default: those of the scale.')] = 0,
           devices: Annotated[int, typer.Option(help='Processes, one per GPU (or per CPU share).')] = 1,
+          scratch: Annotated[bool, typer.Option(help='Without the supervised training that otherwise comes first.')] = False,
           runs: Annotated[Optional[Path], typer.Option(help='Folder of all runs. Default: runs/.')] = None):
     "**Train** one method; the same command goes on after an interruption."
     from pe_advseg.registry import build_method
@@ -80,19 +81,28 @@ def train(method: Annotated[str, typer.Option(help='supervised, adversarial, fea
     from pe_advseg.train import train as train_run
     build_method(method)
     setting = prepare_setting(scale, data, target)
-    changes = {**(dict(network=network) if network else {}), **(dict(steps=steps) if steps else {})}
-    config = setting.scale.config(method, seed, data=setting.digest, **changes)
-    home = train_run(config, setting.labelled(method), setting.pool, runs or runs_dir(), devices=devices)
+    other = {} if not network else dict(network=network) if network.startswith('hrnet') else dict(network=network, network_options={})
+    folder, initial = runs or runs_dir(), {}
+    if not scratch:                                                       # as in the experiments: everybody goes on from a supervised training
+        start = setting.scale.config('supervised', seed, steps=setting.scale.warm_steps, data=setting.home_digest, **other)
+        initial = dict(initial=train_run(start, setting.train, [], folder, devices=devices).name, learning_rate=setting.scale.learning_rate / 2)
+    config = setting.scale.config(method, seed, data=setting.digest, **other, **initial, **(dict(steps=steps) if steps else {}))
+    home = train_run(config, setting.labelled(method), setting.pool, folder, devices=devices)
     typer.echo(f'the run is in {home}')
 
-# %% ../nbs/61_cli.ipynb #e80ecf92
+# %% ../nbs/61_cli.ipynb #344df641
 @app.command()
 def evaluate(run: Annotated[Path, typer.Argument(help='Folder of a finished run.')],
              data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo'):
     "**Score** a run on patients of both hospitals that nobody trained on."
+    import numpy as np
     from pe_advseg.evaluate import score_run
     from pe_advseg.setting import prepare_setting
+    from pe_advseg.train import learned_from
+    if not (run / 'config.json').is_file(): raise ValueError(f'{run.name} is no run: it has no config.json. Runs are the folders in runs/.')
     setting = prepare_setting(scale, data, target)
+    trained, here = (np.median(sizes) for sizes in (learned_from(run)['pixel_mm'], [s.spacing[1] for s in setting.train]))
+    if not .7 < here / trained < 1.4: raise ValueError(f'{run.name} was trained on pixels of {trained:.2f} mm, scale {scale} has {here:.2f} mm. Give the --scale that it was trained with.')
     for site, studies in (('home', setting.home_test), ('away', setting.away_test)):
         if not studies: typer.echo(f'{site}: no patient with a mask to score'); continue
         table = score_run(run, studies, site)
@@ -157,7 +167,7 @@ def paper(data: DataOption = '', target: TargetOption = '', scale: ScaleOption =
         run_notebook(name, scale=scale, data=data, target=target, write=True)
         typer.echo(f'   done after {(perf_counter() - begun) / 60:.1f} minutes')
 
-# %% ../nbs/61_cli.ipynb #339f1a2d
+# %% ../nbs/61_cli.ipynb #b9a9b5c6
 def main() -> None:
     "`pe-advseg`: what a user did wrong is one line; everything else keeps its traceback."
     from pe_advseg.ct import InputError
@@ -167,4 +177,5 @@ def main() -> None:
         # papermill wraps the error of a notebook; its traceback stays in the executed copy
         if type(error).__name__ == 'PapermillExecutionError': sys.exit(f'pe-advseg: cell {error.exec_count} of the notebook failed: {error.ename}: {error.evalue}')
         if type(error).__name__ == 'TrainingError': sys.exit(f'pe-advseg: {error}')
+        if type(error).__name__ == 'Timeout': sys.exit('pe-advseg: another process is training this very run; wait for it, or choose another seed or folder of runs')
         raise

@@ -21,7 +21,7 @@ from .setting import Setting
 from .show import save_figure
 from .train import load_network, read_config, read_history, versions
 
-# %% ../nbs/62_report.ipynb #8d5f5c08
+# %% ../nbs/62_report.ipynb #8e49149d
 def result_name(name: str, scale: str, tag: str = '') -> str:
     "File name of a result, without ending: which experiment, scale, and what in it is real."
     return f'{name}_{scale}{tag}'
@@ -45,7 +45,8 @@ def read_results(name: str, scale: str = 'demo', tag: str = '', folder: Path | N
 
 def provenance_of(table: pd.DataFrame) -> dict:
     "What to write under a picture of this table."
-    return {name: table[name].iloc[0] for name in ('data', 'home', 'away', 'scale', 'split', 'commit', 'date')}
+    facts = {name: table[name].iloc[0] for name in ('data', 'home', 'away', 'scale', 'split', 'commit', 'date')}
+    return facts | ({'transductive': 'the scored patient was adapted to, without its mask'} if table.transductive.iloc[0] else {})
 
 # %% ../nbs/62_report.ipynb #122883c4
 def history_table(runs: list[Path]) -> pd.DataFrame:
@@ -87,7 +88,7 @@ def slice_dice(truth: np.ndarray, prediction: np.ndarray) -> list[str]:
     both = (truth & prediction).sum((1, 2)); total = truth.sum((1, 2)) + prediction.sum((1, 2))
     return [f'{value:.2f}' for value in 2 * both / np.maximum(total, 1)]
 
-# %% ../nbs/62_report.ipynb #3d80caf1
+# %% ../nbs/62_report.ipynb #1f6226c1
 def write_pictures(pictures: dict[str, np.ndarray], name: str, setting: Setting, write: bool = True) -> None:
     "Keep picture arrays for `90_tables_and_figures`: synthetic ones with the results, real ones in `runs`."
     if not write: return
@@ -102,5 +103,6 @@ def read_pictures(name: str, scale: str = 'demo', tag: str = '') -> dict | None:
 
 def keep_figure(figure, name: str, provenance: dict, tag: str = '', shows_patients: bool = False, write: bool = True):
     "Save a figure where it belongs: `figures/`, or `runs/figures` when it shows pixels of a real patient."
-    if write: save_figure(figure, name + tag, provenance, runs_dir() / 'figures' if tag and shows_patients else figures_dir())
+    scale = '' if provenance.get('scale', 'demo') == 'demo' else f"_{provenance['scale']}"        # a small run never replaces the figures of a large one
+    if write: save_figure(figure, name + scale + tag, provenance, runs_dir() / 'figures' if tag and shows_patients else figures_dir())
     return figure

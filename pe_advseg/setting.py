@@ -6,9 +6,10 @@
 __all__ = ['SCALES', 'Scale', 'synthetic_studies', 'hospital_studies', 'is_synthetic', 'setting_tag', 'Setting',
            'prepare_setting']
 
-# %% ../nbs/33_setting.ipynb #a068bd99
+# %% ../nbs/33_setting.ipynb #82b5545b
 import dataclasses
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ SCALES = {scale.name: scale for scale in (
     Scale('paper', (200, 512, 512), (24, 3, 8), (32, 16), (8, 16), None, 'hrnet_w48', _PAPER_NETWORK, steps=10000, batch=8, patch=400, seeds=3, warm_steps=10000, fine_tune_steps=2000, learning_rate=5e-4),
 )}
 
-# %% ../nbs/33_setting.ipynb #73322d87
+# %% ../nbs/33_setting.ipynb #dcee48b4
 def synthetic_studies(hospital: Hospital, count: int, scale: Scale, progress: bool = True) -> list[Study]:
     "`count` patients of a synthetic hospital, in `data/synthetic`; made when they are first asked for."
     from pe_advseg.phantom_files import write_hospital
@@ -73,17 +74,22 @@ def hospital_studies(source: str, scale: Scale, progress: bool = True) -> list[S
     count = {'harbour': sum(scale.home), 'valley': sum(scale.away), 'island': sum(scale.third)}.get(source, sum(scale.away))
     return synthetic_studies(HOSPITALS[source], count, scale, progress)
 
-def is_synthetic(source: str) -> bool: return source in HOSPITALS
+def is_synthetic(source: str) -> bool:
+    "A preset by name, or a folder that `pe-advseg phantom` wrote."
+    if source in HOSPITALS: return True
+    try: return 'synthetic' in json.loads((Path(source).expanduser() / 'phantom.json').read_text())['what']
+    except (OSError, ValueError, KeyError, TypeError): return False
 
 def setting_tag(home: str = '', away: str = '') -> str:
-    "Part of file names: '' when all is synthetic, else the names of the folders that are real."
-    real = [re.sub(r'\W+', '-', Path(source).expanduser().resolve().name).lower() for source in (home, away) if source and not is_synthetic(source)]
-    return '_real_' + '_'.join(real) if real else ''
+    "Part of file names: '' for presets, else the names of the folders that were given, and whether they are real."
+    given = [source for source in (home, away) if source and source not in HOSPITALS]
+    names = [re.sub(r'\W+', '-', Path(source).expanduser().resolve().name).lower() for source in given]
+    return ('_own_' if all(map(is_synthetic, given)) else '_real_') + '_'.join(names) if given else ''
 
 def _digest(train: list[CachedStudy], pool: list[CachedStudy], pixel_mm: float | None) -> str:
     return hashlib.sha256(repr([sorted((s.pixels, s.labels) for s in part) for part in (train, pool)] + [pixel_mm]).encode()).hexdigest()[:16]
 
-# %% ../nbs/33_setting.ipynb #3b1295bc
+# %% ../nbs/33_setting.ipynb #dbd42840
 @dataclass
 class Setting:
     "Who is trained on, adapted to and scored."
@@ -97,12 +103,13 @@ class Setting:
     away_test: list[CachedStudy]
     split: Split
     synthetic: tuple                              # (home is synthetic, away is synthetic)
+    sources: tuple = ('', '')                     # what was asked for: names of presets, or folders
 
     @property
     def data(self) -> str: return ' and '.join(f'{"synthetic" if made else "real"} {place}' for made, place in zip(self.synthetic, ('home', 'target')))
 
     @property
-    def tag(self) -> str: return setting_tag(*('' if made else name for made, name in zip(self.synthetic, (self.home, self.away))))
+    def tag(self) -> str: return setting_tag(*self.sources)
 
     @property
     def digest(self) -> str:
@@ -125,13 +132,13 @@ class Setting:
         "Columns that every result carries."
         return dict(data=self.data, home=self.home, away=self.away, scale=self.scale.name, split=self.split.digest[:12], transductive=self.split.transductive)
 
-# %% ../nbs/33_setting.ipynb #62234876
+# %% ../nbs/33_setting.ipynb #e6ce4afb
 def _split(scale: Scale, home: str, labelled: list[Study], away: str, theirs: list[Study]) -> Split:
     "Home patients into training, validation and test; away patients into pool and test. Who is where depends on seed and names alone."
-    train, validation, test = scale.home if is_synthetic(home) else (.6, .2, .2)
+    train, validation, test = scale.home if home in HOSPITALS else (.6, .2, .2)
     known = draw_order([study for study in theirs if study.mask is not None], seed=0)
     transductive = len(known) == 1 and len(theirs) == 1
-    count = min(len(known), scale.away[1] if away == 'valley' else scale.third[1]) if is_synthetic(away) else -(-len(known) // 3) if len(known) == len(theirs) else len(known)
+    count = min(len(known), scale.away[1] if away == 'valley' else scale.third[1]) if away in HOSPITALS else -(-len(known) // 3) if len(known) == len(theirs) else len(known)
     scored = known[:count]
     pool = [study.without_mask() for study in theirs] if transductive else [study for study in theirs if study not in scored]
     return split_patients(labelled, pool, 0, train, validation, test, also_test=scored, transductive=transductive)
@@ -148,6 +155,7 @@ def prepare_setting(scale: str | Scale = 'smoke',
         labelled = [study for study in hospital_studies(home, scale, progress) if study.mask is not None]
         if not labelled: raise InputError(Path(home).name, 'has no masks', 'Give a folder with labelled scans as data, and this one as target')
         theirs = hospital_studies(away, scale, progress)
+        if labelled[0].hospital == theirs[0].hospital: raise InputError(labelled[0].hospital, 'is the name of both folders, so that their patients could not be told apart', 'Rename one of them, or give two different folders')
         split = _split(scale, home, labelled, away, theirs)
         cached = build_cache(labelled + theirs, data_dir() / 'cache', scale.pixel_mm, 1 if scale.name == 'smoke' else os.cpu_count() or 1, progress)
     check_leak(split, {key: study.pixels for key, study in cached.items()})
@@ -156,4 +164,4 @@ def prepare_setting(scale: str | Scale = 'smoke',
     ours, other = labelled[0].hospital, theirs[0].hospital
     pool = [study.without_mask() if split.transductive else study for study in among(split.pool, other)]
     return Setting(scale, ours, other, among(split.train, ours), among(split.validation, ours), among(split.test, ours), pool, among(split.test, other),
-                   split, (is_synthetic(home), is_synthetic(away)))
+                   split, (is_synthetic(home), is_synthetic(away)), (home, away))

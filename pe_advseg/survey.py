@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['hospital_facts', 'noise_level', 'site_pictures', 'hu_histograms']
 
-# %% ../nbs/16_survey.ipynb #3509348b
+# %% ../nbs/16_survey.ipynb #a7b5115a
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from .ct import center_crop_or_pad
+from .show import TRUTH_COLOUR
 from .slices import CachedStudy
 
 # %% ../nbs/16_survey.ipynb #c928e690
@@ -37,7 +38,7 @@ def noise_level(study: CachedStudy) -> float:
     step = np.diff(middle, axis=1)[(np.abs(middle[:, 1:] - 40) < 100) & (np.abs(middle[:, :-1] - 40) < 100)]
     return float(1.4826 * np.median(np.abs(step - np.median(step))) / np.sqrt(2)) if step.size else float('nan')
 
-# %% ../nbs/16_survey.ipynb #452bb178
+# %% ../nbs/16_survey.ipynb #68560831
 def site_pictures(hospitals: dict[str, list[CachedStudy]], count: int = 5) -> Figure:
     "A row per hospital; the slice with most clot of each of its first patients, the middle slice where no label is known."
     size = max(s.hu.shape[1] for studies in hospitals.values() for s in studies[:count])
@@ -49,7 +50,7 @@ def site_pictures(hospitals: dict[str, list[CachedStudy]], count: int = 5) -> Fi
             if study is None: axis.set_axis_off(); continue
             z = max(study.positive, key=lambda z: int(study.mask[z].sum())) if study.positive else len(study.hu) // 2
             axis.imshow(center_crop_or_pad(np.asarray(study.hu[z]), (size, size), -1024), cmap='gray', vmin=-160, vmax=440)
-            if study.positive: axis.contour(center_crop_or_pad(np.asarray(study.mask[z]), (size, size), 0), levels=[.5], colors='#E69F00', linewidths=.9)
+            if study.positive: axis.contour(center_crop_or_pad(np.asarray(study.mask[z]), (size, size), 0), levels=[.5], colors=TRUTH_COLOUR, linewidths=.9)
     plt.close(figure)
     return figure
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_finite', 'share_gradients', 'take_turn', 'Trainer', 'evaluated_name', 'read_config', 'versions',
-           'make_fabric', 'train', 'trained_on', 'steps_done', 'read_history', 'load_network']
+           'make_fabric', 'train', 'trained_on', 'learned_from', 'steps_done', 'read_history', 'load_network']
 
 # %% ../nbs/32_train.ipynb #8c7f7bb1
 import contextlib
@@ -192,7 +192,7 @@ def make_fabric(devices: int = 1, precision: str | None = None):
     if devices > 1: fabric.launch()
     return fabric
 
-# %% ../nbs/32_train.ipynb #a026d36c
+# %% ../nbs/32_train.ipynb #9cc617e4
 def train(config: TrainConfig,
           labelled: list[CachedStudy],        # with masks
           unlabelled: list[CachedStudy],      # masks are never looked at
@@ -211,7 +211,7 @@ def train(config: TrainConfig,
         if lead:
             with whole_file(home / 'config.json') as part: part.write_text(json.dumps(dataclasses.asdict(config), indent=1))
             with whole_file(home / 'versions.json') as part: part.write_text(json.dumps(versions(), indent=1))
-            with whole_file(home / 'labelled.json') as part: part.write_text(json.dumps(sorted(study.pixels for study in labelled)))
+            with whole_file(home / 'labelled.json') as part: part.write_text(json.dumps(dict(pixels=[study.pixels for study in labelled], pixel_mm=[study.spacing[1] for study in labelled])))
             for orphan in home.glob('.partial-*'): orphan.unlink()
         trainer = Trainer(config, fabric, labelled, [study.without_mask() for study in unlabelled], Path(folder))
         kept, rows = load_checkpoint(home), []
@@ -222,7 +222,7 @@ def train(config: TrainConfig,
         finally: trainer.loader.close()
     return home
 
-# %% ../nbs/32_train.ipynb #4a1a1335
+# %% ../nbs/32_train.ipynb #50bc2bbc
 def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every, log_every, progress, stop_after) -> None:
     config, begun, first = trainer.config, perf_counter(), trainer.done
     if trainer.done >= config.steps: return
@@ -254,11 +254,12 @@ def _tensorboard(home: Path, step: int):
 
 def trained_on(folder) -> set[str]:
     "Pixel digests of the scans whose masks a run has learnt from, itself or in the run it began from."
-    folder = Path(folder)
-    try: own = set(json.loads((folder / 'labelled.json').read_text()))
-    except OSError: own = set()
-    initial = read_config(folder).initial
-    return own | (trained_on(folder.parent / initial) if initial else set())
+    folder, initial = Path(folder), read_config(folder).initial
+    return set(learned_from(folder)['pixels']) | (trained_on(folder.parent / initial) if initial else set())
+
+def learned_from(folder) -> dict:
+    "`pixels` (digest) and `pixel_mm` of every scan whose mask a run has seen."
+    return json.loads((Path(folder) / 'labelled.json').read_text())
 
 def steps_done(folder) -> int:
     "How far a run has come, by its own last word; cheap enough to ask every second."

@@ -29,6 +29,7 @@ def test_the_main_job_leaves_tables_and_figures(home):
     assert result.returncode == 0, result.stderr[-3000:]
     figures, results = home / 'figures', home / 'figures' / 'results'
     for name in ('overview', '01_hospitals', '03_comparison', '03_supervised_and_semi_supervised', '03_without_and_with_features', '03_methods', '03_learning_curves', '04_third_hospital'):
+        name += '' if name == 'overview' else '_smoke'                        # a small run never replaces the figures of a large one
         assert (figures / f'{name}.png').read_bytes()[:4] == b'\x89PNG', name
     scores = pd.read_csv(results / '03_scores_smoke.csv')
     assert {'method', 'seed', 'site', 'patient', 'dice', 'released_iou', 'data', 'split', 'commit', 'transductive'} <= set(scores.columns)
@@ -92,5 +93,31 @@ def test_the_real_patient_as_the_unlabelled_hospital(home):
     assert away.patient.nunique() == 1 and abs(away.clot_ml.iloc[0] - 18.1) < .1      # the expert's 42,840 voxels
     assert 'oracle' not in set(scores.method)                                        # nobody sees the label that is scored
     # pictures of the patient stay in runs/, which git ignores
-    assert (home / 'runs' / 'figures' / '03_methods_real_fumpe.png').exists() and not list((home / 'figures').glob('*methods_real*'))
+    assert (home / 'runs' / 'figures' / '03_methods_smoke_real_fumpe.png').exists() and not list((home / 'figures').glob('*methods_real*'))
     assert not list((home / 'figures').rglob('*real_fumpe*.npz'))
+
+
+def test_a_run_never_scores_whom_it_has_learned_from(tmp_path):
+    """The split moves when a patient is taken away; a training patient must not become an unseen one."""
+    from pe_advseg.phantom_files import write_hospital
+    labelled = write_hospital(tmp_path / 'clinic', 'harbour', 8, (12, 64, 64), layout='folder', workers=1, progress=False)
+    result = pe_advseg(tmp_path, 'train', '--method', 'supervised', '--scale', 'smoke', '--data', labelled, '--scratch')
+    assert result.returncode == 0, result.stderr[-2000:]
+    run = Path(result.stdout.split('the run is in ')[1].strip().replace('\n', ''))
+    refused = 0
+    for gone in sorted(path for path in labelled.iterdir() if path.is_dir())[:4]:
+        away = gone.rename(tmp_path / gone.name)
+        result = pe_advseg(tmp_path, 'evaluate', run, '--scale', 'smoke', '--data', labelled)
+        refused += result.returncode == 1 and 'trained on with their masks' in result.stderr
+        assert result.returncode == 0 or 'trained on with their masks' in result.stderr, result.stderr[-1500:]
+        away.rename(gone)
+    assert refused                                                       # for at least one of the four the split moved
+
+
+def test_a_folder_that_is_no_run_and_two_folders_of_one_name(tmp_path):
+    result = pe_advseg(tmp_path, 'evaluate', tmp_path / 'nothing', '--scale', 'smoke')
+    assert result.returncode == 1 and 'is no run' in result.stderr and 'Traceback' not in result.stderr
+    from pe_advseg.phantom_files import write_hospital
+    for place in ('a', 'b'): write_hospital(tmp_path / place / 'scans', 'harbour' if place == 'a' else 'valley', 5, (12, 64, 64), layout='folder', workers=1, progress=False)
+    result = pe_advseg(tmp_path, 'train', '--scale', 'smoke', '--data', tmp_path / 'a' / 'scans', '--target', tmp_path / 'b' / 'scans')
+    assert result.returncode == 1 and 'name of both folders' in result.stderr and 'Traceback' not in result.stderr
