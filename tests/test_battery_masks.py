@@ -251,7 +251,7 @@ CASES = [
     Case('61-all-empty', mat(lambda m: m * 0), no_positive),
     Case('62-other-name', mat(name='GT'), refused('has no variable Mask, but GT')),
     Case('62-no-variable', mat(spoil=lambda d: d[:128]), refused('has no variable Mask, but none')),
-    Case('62-not-an-array', mat(lambda m: np.full((48, 48, 8), 1.0, object)), refused('Mask is no array of numbers')),
+    Case('62-not-an-array', mat(lambda m: np.full((48, 48, 8), 'a')), refused('Mask is no array of numbers')),
     Case('63-copied-folder', mat(), copy_of(same_folder, {'F/PAT001': 'train', 'F/PAT002': 'validation', 'F/PAT003': 'test'})),
     Case('63-copied-folder-validation', mat(), copy_of(same_folder, {'F/PAT001': 'validation', 'F/PAT002': 'train', 'F/PAT003': 'test'})),
     Case('63-new-patient-id', mat(), copy_of(exported_again('F/CT_scans/PAT003'), {'F/PAT001': 'train', 'F/PAT002': 'validation', 'F/PAT003': 'test'})),
