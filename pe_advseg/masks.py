@@ -160,14 +160,14 @@ def pair_by_index(values: np.ndarray, volume: Volume, file: str) -> np.ndarray: 
     upwards = np.cross(volume.direction[:, 2], volume.direction[:, 1]) @ volume.direction[:, 0]    # of row and column direction
     return values if upwards > 0 else values[::-1]
 
-# %% ../nbs/11b_masks.ipynb #3f2a2e64
+# %% ../nbs/11b_masks.ipynb #e37a613b
 IMAGE_READERS = {'.nrrd': 'NrrdImageIO', '.mha': 'MetaImageIO'}   # SimpleITK's
 
 def _image_header(path, file: str):
     "SimpleITK's reader with its header read. Raises MaskError."
     import SimpleITK
     with open(path, 'rb') as stream: start = stream.read(4096).split(b'\n\n')[0].lower()
-    if re.search(rb'(?m)^data ?file *:|^elementdatafile *= *(?!local)', start): raise MaskError(file, 'keeps its data in another file', 'Write image and header as one file')
+    if re.search(rb'(?m)^data ?file *:|^elementdatafile *=(?! *local\s*$)', start): raise MaskError(file, 'keeps its data in another file', 'Write image and header as one file')
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path)); reader.SetImageIO(IMAGE_READERS[Path(path).suffix.lower()])
     try: reader.ReadImageInformation()
