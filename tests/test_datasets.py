@@ -1,5 +1,4 @@
 """Masks of every kind against nibabel and highdicom, layouts, splits, leaks, and one real patient."""
-import copy
 import gzip
 import json
 import shutil
