@@ -6,8 +6,8 @@
 __all__ = ['IMAGE_READERS', 'MaskError', 'binary_mask', 'embolus_numbers', 'file_order', 'read_mat_mask', 'place_mask',
            'read_nifti_mask', 'pair_by_index', 'read_image_mask', 'read_seg_mask', 'read_png_masks']
 
-# %% ../nbs/11b_masks.ipynb #4ecffaaa
-import re
+# %% ../nbs/11b_masks.ipynb #ae8ce43e
+import re, zlib
 from pathlib import Path
 import numpy as np
 import pydicom
@@ -60,7 +60,7 @@ def file_order(volume: Volume, file: str) -> np.ndarray:  # rank of every slice'
         raise MaskError(file, 'counts slices by file, but file names and InstanceNumber give different orders', 'Restore the original file names')
     return rank
 
-# %% ../nbs/11b_masks.ipynb #2199e39a
+# %% ../nbs/11b_masks.ipynb #1f30103c
 def _mat_shapes(path, file: str) -> tuple[dict, str]:  # name -> shape as Matlab shows it; format '4', '5' or '7.3'
     "What a MATLAB file holds, without loading it. Raises MaskError."
     import h5py
@@ -73,19 +73,28 @@ def _mat_shapes(path, file: str) -> tuple[dict, str]:  # name -> shape as Matlab
         return {name: tuple(shape) for name, shape, _ in io.whosmat(path)}, '5' if io.matlab.matfile_version(path)[0] else '4'
     except Exception as error: raise MaskError(file, f'is no readable MATLAB file ({type(error).__name__})', 'Copy it again') from None
 
-def _mat_values(path, variable: str, kind: str, file: str) -> np.ndarray:
+def _inflates_beyond(path, most: int) -> bool:
+    "Whether what is compressed in a MATLAB 5 file holds more than `most` bytes, whatever it says of itself."
+    data, begin, left = Path(path).read_bytes(), 128, most
+    while begin + 8 <= len(data) and left >= 0:
+        kind, size = map(int, np.frombuffer(data, '<u4' if data[126:128] == b'IM' else '>u4', 2, begin))
+        inflate, rest, begin = zlib.decompressobj(), data[begin + 8:begin + 8 + size] if kind == 15 else b'', begin + 8 + size
+        while rest and left >= 0: left, rest = left - len(inflate.decompress(rest, 2 ** 20)), inflate.unconsumed_tail
+    return left < 0
+
+def _mat_values(path, variable: str, kind: str, file: str, voxels: int) -> np.ndarray:
     "The array as Matlab shows it. Raises MaskError."
     import h5py
     from scipy import io
     try:
+        if kind == '5' and _inflates_beyond(path, 16 * voxels + 2 ** 20): raise MaskError(file, 'holds much more than a mask of its scan', 'Save the mask alone')
         if kind != '7.3': return io.loadmat(path, variable_names=[variable])[variable]
         with h5py.File(path, 'r') as stored:
             if stored[variable].external or stored[variable].is_virtual: raise MaskError(file, 'keeps its mask in another file', "In MATLAB: load it and save it with '-v7'")
             return stored[variable][()].T if stored[variable].dtype.kind in 'biuf' else np.empty(0, object)
-    except MaskError: raise
-    except Exception as error: raise MaskError(file, f'is damaged ({type(error).__name__})', 'Copy it again') from None
+    except Exception as error: raise error if isinstance(error, MaskError) else MaskError(file, f'is damaged ({type(error).__name__})', 'Copy it again') from None
 
-# %% ../nbs/11b_masks.ipynb #c44f13c5
+# %% ../nbs/11b_masks.ipynb #057df3d8
 def read_mat_mask(path, volume: Volume, file: str, variable: str = 'Mask', interpret=binary_mask) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
     "FUMPE's mask, brought to the volume's slice order; of MATLAB 4 to 7.3. Raises MaskError."
     if not volume.sources: raise MaskError(file, 'counts slices by file, but the scan names no files', 'Read the scan with read_series')
@@ -94,7 +103,7 @@ def read_mat_mask(path, volume: Volume, file: str, variable: str = 'Mask', inter
     expected = (*volume.shape[1:], volume.shape[0])
     stored = (expected[0], expected[1] * expected[2]) if kind == '4' else expected
     if found[variable] != stored: raise MaskError(file, f'the mask is {found[variable]} (y, x, z), its scan is {expected}', 'Use the mask of this scan, with every slice')
-    values = _mat_values(path, variable, kind, file)
+    values = _mat_values(path, variable, kind, file, volume.hu.size)
     if values.dtype.kind not in 'biuf' or values.shape != stored: raise MaskError(file, f'{variable} is no array of numbers', 'Use the mask of this scan')
     mask, note = interpret(values.reshape(expected, order='F'), file)
     return np.ascontiguousarray(mask.transpose(2, 0, 1)[file_order(volume, file)]), note
@@ -126,11 +135,9 @@ def place_mask(values: np.ndarray,   # the mask's array, three axes in its own o
     flips = [slice(None, None, int(turn[i, axis])) for i, axis in enumerate(axes)]
     return values.transpose(axes)[tuple(flips)], tuple(int(b) for b in begin)
 
-# %% ../nbs/11b_masks.ipynb #19892a2c
-def read_nifti_mask(path, volume: Volume, file: str, interpret=binary_mask,
-                    by_index: bool = False,  # READ: the header is not believed
-                   ) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
-    "Raises MaskError."
+# %% ../nbs/11b_masks.ipynb #a6e2c807
+def read_nifti_mask(path, volume: Volume, file: str, interpret=binary_mask, by_index: bool = False) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
+    "`by_index` as READ needs it: the header is not believed. Raises MaskError."
     import nibabel
     try: image = nibabel.load(path)
     except Exception as error: raise MaskError(file, f'is no readable NIfTI file ({type(error).__name__})', 'Copy or write it again') from None
@@ -146,24 +153,21 @@ def read_nifti_mask(path, volume: Volume, file: str, interpret=binary_mask,
     mask, note = interpret(placed, file)
     return np.ascontiguousarray(mask), '; '.join(filter(None, (note, 'label paired by index, its header not used' * by_index)))
 
-# %% ../nbs/11b_masks.ipynb #d52efed5
-def pair_by_index(values: np.ndarray,  # (z, y, x) as the file counts
-                  volume: Volume,      # of a DICOM series, z towards the head
-                  file: str,
-                 ) -> np.ndarray:      # the same, in the volume's slice order
+# %% ../nbs/11b_masks.ipynb #1794523e
+def pair_by_index(values: np.ndarray, volume: Volume, file: str) -> np.ndarray:  # (z, y, x) as the file counts; in the order of a DICOM volume, z towards the head
     "A mask whose slices are those of the DICOM series in GDCM's order, whatever its header says. Raises MaskError."
     if values.shape != volume.shape: raise MaskError(file, f'the mask is {values.shape}, its scan is {volume.shape} (z, y, x)', 'Use the mask of this scan, with every slice')
     upwards = np.cross(volume.direction[:, 2], volume.direction[:, 1]) @ volume.direction[:, 0]    # of row and column direction
     return values if upwards > 0 else values[::-1]
 
-# %% ../nbs/11b_masks.ipynb #3f2a2e64
+# %% ../nbs/11b_masks.ipynb #e37a613b
 IMAGE_READERS = {'.nrrd': 'NrrdImageIO', '.mha': 'MetaImageIO'}   # SimpleITK's
 
 def _image_header(path, file: str):
     "SimpleITK's reader with its header read. Raises MaskError."
     import SimpleITK
     with open(path, 'rb') as stream: start = stream.read(4096).split(b'\n\n')[0].lower()
-    if re.search(rb'(?m)^data ?file *:|^elementdatafile *= *(?!local)', start): raise MaskError(file, 'keeps its data in another file', 'Write image and header as one file')
+    if re.search(rb'(?m)^data ?file *:|^elementdatafile *=(?! *local\s*$)', start): raise MaskError(file, 'keeps its data in another file', 'Write image and header as one file')
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path)); reader.SetImageIO(IMAGE_READERS[Path(path).suffix.lower()])
     try: reader.ReadImageInformation()
@@ -176,11 +180,9 @@ def _lps_affine(reader) -> np.ndarray:  # (4, 4): index (z, y, x) to LPS mm
     affine[:3, 3] = reader.GetOrigin()
     return affine
 
-# %% ../nbs/11b_masks.ipynb #2ddd5ebc
-def read_image_mask(path, volume: Volume, file: str, interpret=binary_mask,
-                    like=None,   # the scan's own file, if mask and scan are known to be aligned index by index
-                   ) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
-    "NRRD or MHA. Raises MaskError."
+# %% ../nbs/11b_masks.ipynb #54725da4
+def read_image_mask(path, volume: Volume, file: str, interpret=binary_mask, like=None) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
+    "NRRD or MHA; `like` is the scan's own file, if both are known to be aligned index by index. Raises MaskError."
     import SimpleITK
     reader = _image_header(path, file)
     shape, wanted = reader.GetSize(), volume.shape[::-1]
@@ -223,11 +225,10 @@ def _frame_place(frame, shared, volume, slices: dict, file) -> tuple[np.ndarray,
     affine[:3, 3] = position
     return affine, named
 
-# %% ../nbs/11b_masks.ipynb #5659eefa
+# %% ../nbs/11b_masks.ipynb #bebb041e
 def read_seg_mask(path, volume: Volume, file: str) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
     "A DICOM SEG (binary, label map, or fractional with only 0 and its maximum). Raises MaskError."
     try: return _read_seg(path, volume, file)
-    except MaskError: raise
     except InputError as error: raise MaskError(error.file, error.cause, error.remedy) from None
 
 def _read_seg(path, volume, file):
@@ -253,7 +254,7 @@ def _read_seg(path, volume, file):
         used += 1
     return mask, f'{used} frames of a DICOM SEG'
 
-# %% ../nbs/11b_masks.ipynb #070528d9
+# %% ../nbs/11b_masks.ipynb #c4fe5c4b
 def read_png_masks(folder, volume: Volume, file: str) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
     "PNG masks named like their slices. Raises MaskError."
     from PIL import Image
@@ -267,10 +268,8 @@ def read_png_masks(folder, volume: Volume, file: str) -> tuple[np.ndarray, str]:
                 size, mode = (image.height, image.width), image.mode
                 if size != volume.shape[1:]: raise MaskError(name, f'the mask is {size}, its slice is {volume.shape[1:]} (y, x)', 'Use the mask of this slice')
                 if mode not in ('1', 'L', 'P', 'I;16'): raise MaskError(name, f'is a picture of kind {mode}, not a grey mask', 'Save it as 8-bit grey')
-                values = np.asarray(image)
-        except MaskError: raise
-        except Exception as error: raise MaskError(name, f'is no readable PNG ({type(error).__name__})', 'Copy it again') from None
-        mask[index], _ = binary_mask(values, name, embolus_ids=False)
+                mask[index], _ = binary_mask(np.asarray(image), name, embolus_ids=False)
+        except Exception as error: raise error if isinstance(error, MaskError) else MaskError(name, f'is no readable PNG ({type(error).__name__})', 'Copy it again') from None
         count += 1
     if not count: raise MaskError(file, 'no PNG is named like a slice', 'Name each mask like its slice')
     return mask, f'{count} of {len(volume.hu)} slices have a PNG'

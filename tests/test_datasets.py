@@ -1,5 +1,4 @@
 """Masks of every kind against nibabel and highdicom, layouts, splits, leaks, and one real patient."""
-import copy
 import gzip
 import json
 import shutil
@@ -161,20 +160,8 @@ def test_fumpe_both_directions(tmp_path):
     assert find_studies(tmp_path / 'FUMPE', hospital='harbour')[0].hospital == 'harbour'
 
 
-def test_fumpe_faults(tmp_path):
-    refused(fumpe_study(tmp_path, edit=lambda mask: {'Mask': mask[..., 1:]}), 'the mask is (12, 14, 7) (y, x, z), its scan is (12, 14, 8)')
-    refused(fumpe_study(tmp_path, edit=lambda mask: {'Mask': mask.transpose(1, 0, 2)}), 'its scan is (12, 14, 8)')
-    refused(fumpe_study(tmp_path, edit=lambda mask: {'GT': mask, 'other': 1}), 'no variable Mask, but GT, other')
-    refused(fumpe_study(tmp_path, edit=lambda mask: {'Mask': np.array([['a'] * 3] * 3, object)}), 'its scan is')
-    refused(fumpe_study(tmp_path, edit=lambda mask: {'Mask': mask * 0.5}), 'holds the values')
+def test_fumpe_file_names_and_instance_numbers_must_agree(tmp_path):
     refused(fumpe_study(tmp_path, names=[f'D{8 - i}.dcm' for i in range(8)]), 'different orders')
-    study = fumpe_study(tmp_path)
-    data = study.mask.read_bytes()
-    for content, words in ((data[:300], ''), (b'', 'no readable MATLAB file'), (b'text' * 99, 'no readable MATLAB file'),
-                           (b'MATLAB 7.3 MAT-file, Platform: X'.ljust(124) + b'\0\2IM' + b'\x89HDF\r\n\x1a\n' + bytes(99), 'no readable MATLAB file')):
-        study.mask.write_bytes(content); refused(study, words)
-    study = fumpe_study(tmp_path, edit=lambda mask: {'Mask': np.zeros((900, 900, 60), np.uint8)}, do_compression=True)   # small file, large array
-    refused(study, 'the mask is (900, 900, 60)')
 
 
 def test_a_dropped_duplicate_does_not_shift_the_mask_silently(tmp_path):
@@ -363,15 +350,13 @@ def dataclass_digest(split, **changes):
     return Split(split.train, split.validation, split.test, (), split.seed, **changes).digest
 
 
-def test_same_pixels_on_two_sides(tmp_path):
+def test_digests_compare_sides_only(tmp_path):
+    """What leaks is in the battery (rows 63 and 64); this does not."""
     volume, _ = make()
-    other = make(1)[0]
-    write_series(volume, tmp_path / 'a', 'P1', seed_uid='1'); write_series(volume, tmp_path / 'b', 'P2', seed_uid='2', reverse=True); write_series(other, tmp_path / 'c', 'P3')
+    write_series(volume, tmp_path / 'a', 'P1', seed_uid='1'); write_series(volume, tmp_path / 'b', 'P2', seed_uid='2', reverse=True); write_series(make(1)[0], tmp_path / 'c', 'P3')
     digests = {f'h/{name}': pixel_digest(read_series(tmp_path / name)) for name in 'abc'}
+    assert digests['h/a'] == digests['h/b'] != digests['h/c']
     check_leak(Split(('h/a', 'h/b'), (), ('h/c',)), digests)          # two copies on one side leak nothing
-    for split in (Split(('h/a',), (), ('h/b',)), Split((), ('h/a',), ('h/c',), ('h/b',)), Split((), (), ('h/a',), ('h/b',), transductive=True)):
-        with pytest.raises(InputError, match='same pixels') as caught: check_leak(split, digests)
-        assert 'h/a' in str(caught.value) and 'h/b' in str(caught.value)
     check_leak(Split((), (), ('h/a',), ('h/a',), transductive=True), digests)
     with pytest.raises(InputError, match='no pixel digest'): check_leak(Split(('h/a',), (), ('h/d',)), digests)
 
