@@ -104,10 +104,10 @@ def training_facts(run: Path, held_out: dict[str, list[CachedStudy]]) -> dict:
     for site, studies in held_out.items(): row |= {f'{name}_{site}': value for name, value in (discriminator_auroc(run, studies) or {}).items()}
     return row | json.loads((Path(run) / 'speed.json').read_text())
 
-# %% ../nbs/60_runs.ipynb #c4cf6de2
+# %% ../nbs/60_runs.ipynb #ed5d1075
 def patch_foreground(config: TrainConfig, pool: list[CachedStudy], seeds: int = 1) -> float | None:
     "Share of clot in the pool's patches of the late steps that are logged, by the hidden masks; None where masks are not known."
     if not pool or any(study.mask is None for study in pool): return None
     masks = torch.cat([draw_batch(pool, config.batch, config.slice_config(), Draw(seed, step), 'unlabelled', False).mask for seed in range(seeds)
-                       for step in range(config.steps) if step >= .75 * config.steps and (step % 10 == 0 or step == config.steps - 1)])
+                       for step in range(config.steps) if step == config.steps - 1 or step >= .75 * config.steps and step % 10 == 0])
     return float((masks == 1).sum() / (masks != IGNORE).sum())
