@@ -149,18 +149,18 @@ def find_studies(folder,                     # of one hospital or data set
     loose = any(path.is_file() and looks_like_dicom(path) for path in folder.iterdir())
     raise InputError(hospital, 'no study was found' + (', but DICOM files: give the folder above, with a folder per patient' if loose else ''), LAYOUTS)
 
-# %% ../nbs/13_datasets.ipynb #4cfe9ec9
+# %% ../nbs/13_datasets.ipynb #a25ceee7
 ENOUGH = 50           # voxels; a handful is partial volume and says nothing
 USUAL_HU = (0, 200)   # median under a mask of clot (30 to 100 HU), with noise and partial volume; arteries with contrast lie above
 
 def mask_doubts(volume: Volume, mask: np.ndarray) -> list[str]:
     "Notes on a mask (z, y, x) that lies on something else than clot, or outside the body."
+    if np.count_nonzero(mask) < ENOUGH: return []
     where = np.flatnonzero(mask.any((1, 2)))
-    if not len(where): return []
     some = where[::-(-len(where) // 5)]          # at most five slices
-    count, median = np.count_nonzero(mask), float(np.median(volume.hu[mask > 0]))
+    median = float(np.median(volume.hu[mask > 0]))
     inside = body_mask(volume.hu[some])[mask[some] > 0].mean()
-    notes = [f'median under the mask is {median:.0f} HU, clot has 30 to 100: is it flipped or shifted?'] * (count >= ENOUGH and not USUAL_HU[0] <= median <= USUAL_HU[1])
+    notes = [f'median under the mask is {median:.0f} HU, clot has 30 to 100: is it flipped or shifted?'] * (not USUAL_HU[0] <= median <= USUAL_HU[1])
     return notes + [f'{1 - inside:.0%} of the mask lies outside the body: is it flipped or shifted?'] * bool(inside < 0.9)
 
 def _read(study: Study, interpret, options) -> tuple[Volume, np.ndarray | None]:

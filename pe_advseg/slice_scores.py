@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_TRANSFER', 'real_patient', 'overlap_by_slice', 'slice_scores', 'slice_scores_of', 'slice_comparison',
-           'transfer_figure']
+           'transfer_figure', 'transfer_table']
 
 # %% ../nbs/42_slice_scores.ipynb #cb474c00
 from pathlib import Path
@@ -92,3 +92,15 @@ def transfer_figure(table: pd.DataFrame, metric: str = 'iou') -> Figure:
     right.set_title(f'intervals over {here.unit.iloc[0]}, not over patients', loc='left', fontsize=9)
     plt.close(figure)
     return figure
+
+# %% ../nbs/42_slice_scores.ipynb #797ff0b0
+def transfer_table(slices: pd.DataFrame, scores: pd.DataFrame) -> str:
+    "Markdown: IoU over slices and its paired difference, the range of the seeds, and Dice of the whole patient with the seeds' range."
+    lines = ['| method | IoU over slices | difference | seeds, from worst to best | Dice of the whole patient (seeds) |', '|---|---|---|---|---|']
+    dice = scores.groupby(['method', 'seed']).dice.mean().groupby('method').agg(['mean', 'min', 'max'])
+    for row in slices[slices.metric == 'iou'].to_dict('records'):
+        whole = dice.loc[row['method']]
+        difference = '(reference)' if row['method'] == row['reference'] else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        lines.append(f"| {method_label(row['method'])} | {row['mean']:.3f} [{row['mean_low']:.3f}, {row['mean_high']:.3f}] | {difference} | {row['worst_seed']:.3f} to {row['best_seed']:.3f} "
+                     f"| {whole['mean']:.3f} ({whole['min']:.3f} to {whole['max']:.3f}) |")
+    return '\n'.join(lines)

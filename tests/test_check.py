@@ -140,7 +140,7 @@ def test_a_study_that_kills_its_process_is_refused_and_the_rest_goes_on(hospital
     studies = find_studies(hospital)
     expected = [report.pixels for report in quick(hospital)]
     for number in deadly: studies[number] = Deadly(studies[number].hospital, studies[number].patient, studies[number].scan, studies[number].mask)
-    monkeypatch.setattr(check_module, 'find_studies', lambda folder: studies)
+    monkeypatch.setattr(check_module, 'find_studies', lambda folder, refused=None: studies)
     reports = check_folder(hospital, workers=2, progress=False)
     assert [report.number for report in reports] == [1, 2, 3, 4]
     assert [report.number - 1 for report in reports if report.status == REFUSED] == deadly
