@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['NRRD_TYPES', 'TO_LPS', 'META_TYPES', 'READERS', 'Grid', 'read_volume']
 
-# %% ../nbs/11a_volume_files.ipynb #3b9ca833
+# %% ../nbs/11a_volume_files.ipynb #0048df09
 import itertools, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .ct import InputError, Volume
 from .dicom import read_series
-from .dicom_file import MAX_VOXELS, POSSIBLE_HU
+from .dicom_file import MAX_VOXELS, POSSIBLE_HU, check_air
 
 # %% ../nbs/11a_volume_files.ipynb #f0cca867
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _meta_grid(path: Path, file: str) -> Grid:
     if fields.get('headersize') == '-1' and not packed: start = max(0, data.stat().st_size - int(np.prod(shape, dtype=float)) * dtype.itemsize)
     return Grid(data, start if inside or fields.get('headersize') == '-1' else 0, packed, shape, dtype, steps, origin)
 
-# %% ../nbs/11a_volume_files.ipynb #d4fc9d62
+# %% ../nbs/11a_volume_files.ipynb #447c9db2
 def _bytes_of(path: Path, start: int, count: int, packed: str, file: str, short: bool = False) -> bytearray:
     "`count` bytes from `start`, inflated where packed. Raises InputError if there are fewer (unless `short`)."
     found, skip = bytearray(), start if packed == 'file' else 0
@@ -161,7 +161,7 @@ def _hu(grid: Grid, file: str, assume_hu: bool) -> tuple[np.ndarray, list[str]]:
     if not (np.isfinite(low) and np.isfinite(high)): raise InputError(file, 'holds values that are not finite', 'Replace them, with air where nothing was scanned')
     least, most = float(low) * slope + intercept, float(high) * slope + intercept
     if least < POSSIBLE_HU[0] or most > POSSIBLE_HU[1]: raise InputError(file, f'its values run from {least:.6g} to {most:.6g}, which are no Hounsfield units', 'Write it again in HU')
-    if least > -200 and not assume_hu: raise InputError(file, f'its values run from {least:.6g} to {most:.6g} and hold no air: a windowed picture or shifted numbers', 'Write it again in HU; if they are HU, read it with assume_hu=True')
+    if not assume_hu: check_air(least, most, file)
     hu, changed = np.empty(stored.shape, np.int16), 0.0
     for index, part in enumerate(stored):                      # slice by slice: the float copy stays small
         exact = part.astype(float) * slope + intercept

@@ -67,7 +67,7 @@ def test_rescale_agrees_with_pydicom(tmp_path_factory, signed, slope, intercept,
         expected.append(np.rint(pydicom.pixels.apply_rescale(dataset.pixel_array, dataset)))
         if syntax: dataset.compress(syntax, generate_instance_uid=False)
         dataset.save_as(path)
-    np.testing.assert_array_equal(read_series(folder).hu, expected)
+    np.testing.assert_array_equal(read_series(folder, assume_hu=True).hu, expected)   # some of these have no air
 
 
 # ---- writing
@@ -116,7 +116,7 @@ def test_series_are_listed_and_chosen(tmp_path):
     write_series(other, folder / 'second', SECRETS[0], series_description='lung')
     same_world(read_series(folder, series=2), other)
     for key in find_series(folder)[0]: assert len(read_series(folder, series=key).hu) in (6, 12)
-    for dataset in slices: dataset.SeriesInstanceUID = find_series(folder / 'second')[0].popitem()[0]
+    for dataset in slices: dataset.SeriesInstanceUID, dataset.PatientID = find_series(folder / 'second')[0].popitem()[0], SECRETS[0]
     save(slices, folder / 'third'); (folder / '00.dcm').unlink()   # two scans merged under one UID contradict each other
     refused('holds 2 CT series')(folder, volume)
     refused('shows another picture', series=2)(folder, volume)
@@ -152,8 +152,8 @@ def test_a_multiframe_file_is_parsed_once_however_many_frames_it_has(tmp_path, m
     made = highdicom.legacy.LegacyConvertedEnhancedCTImage(slices, '2.25.9', 1, '2.25.99', 1)
     made.compress(RLELossless, generate_instance_uid=False)
     save([made], tmp_path / 's')
-    calls, real = [], dicom_file.parse_dicom
-    monkeypatch.setattr(dicom_file, 'parse_dicom', lambda *args, **options: calls.append(args[1]) or real(*args, **options))
+    calls, real = [], pydicom.dcmread
+    monkeypatch.setattr(pydicom, 'dcmread', lambda *args, **options: calls.append(1) or real(*args, **options))
     volume = read_series(tmp_path / 's')
     assert len(calls) == 2   # once for the header, once for the pixels
     assert [source.instance_number for source in volume.sources] == list(range(12, 0, -1))   # the converter begins at the head
