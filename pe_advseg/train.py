@@ -32,8 +32,7 @@ from .paths import project_root, whole_file
 from .registry import build_method
 from .slices import CachedStudy, Draw, Loader, SliceConfig, draw_batch
 
-# %% ../nbs/32_train.ipynb #3f36c131
-_PLAIN = dict(pretrained=False)
+# %% ../nbs/32_train.ipynb #3f7d27a2
 _LATER = dict(by_embolus=False, hard_negatives=0.)     # settings that came later: at these values a run keeps its old name
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def take_turn(trainer, player: str, terms_of, step: Step) -> dict:
         optimizer.step(); optimizer.zero_grad(set_to_none=True)
     return {name: value.detach() for name, value in terms.items()}
 
-# %% ../nbs/32_train.ipynb #f70dba7a
+# %% ../nbs/32_train.ipynb #712e8aea
 class Trainer:
     "The networks of one run, their optimisers, and one training step."
     def __init__(self, config: TrainConfig, fabric, labelled: list[CachedStudy], unlabelled: list[CachedStudy], runs: Path | None = None):
@@ -110,7 +109,7 @@ class Trainer:
         self.method: Method = build_method(config.method, **config.method_options)
         self.labelled, self.unlabelled = labelled, unlabelled
         torch.manual_seed(config.seed)
-        network = build_network(config.network, in_channels=config.slices, **({**config.network_options, **_PLAIN} if config.initial and config.network_options.get('pretrained') else config.network_options))
+        network = build_network(config.network, in_channels=config.slices, **({**config.network_options, 'pretrained': False} if config.initial and config.network_options.get('pretrained') else config.network_options))
         if config.initial: network.load_state_dict(load_network(runs / config.initial)[0].state_dict())
         torch.manual_seed(config.seed + 1)             # the same start of the network, whatever else a method builds
         self.networks = {'network': network, **self.method.build(network)}
@@ -124,8 +123,7 @@ class Trainer:
     def _go_on(self, before: dict) -> None:
         "A discriminator that the first run has trained is not thrown away."
         mine, theirs = self.networks.get('discriminator'), before.get('discriminator')
-        if mine is None or theirs is None or {n: p.shape for n, p in mine.state_dict().items()} != {n: p.shape for n, p in theirs.items()}: return
-        mine.load_state_dict(theirs)
+        if mine and theirs and {n: p.shape for n, p in mine.state_dict().items()} == {n: p.shape for n, p in theirs.items()}: mine.load_state_dict(theirs)
 
     def draw(self, step: int):
         "The batches of a step for this process, before augmentation."
@@ -222,11 +220,11 @@ def train(config: TrainConfig,
         finally: trainer.loader.close()
     return home
 
-# %% ../nbs/32_train.ipynb #50bc2bbc
+# %% ../nbs/32_train.ipynb #74d608b3
 def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every, log_every, progress, stop_after) -> None:
     config, begun, first = trainer.config, perf_counter(), trainer.done
     if trainer.done >= config.steps: return
-    board = _tensorboard(home, trainer.done) if lead else None
+    board, seconds = _tensorboard(home, trainer.done) if lead else None, 1.
     bar = tqdm(total=config.steps, initial=trainer.done, desc=f'{config.method} seed {config.seed}', disable=not (progress and lead), leave=False)
     while trainer.done < config.steps:
         numbers = trainer.step(); bar.update()
@@ -245,7 +243,6 @@ def _run(trainer: Trainer, home: Path, rows: list, lead: bool, checkpoint_every,
     bar.close()
     if not lead: return
     board.close()
-    seconds = perf_counter() - begun
     if progress: tqdm.write(f'{config.name}: {trainer.done - first} steps in {seconds:.0f} s, {trainer.loader.waited / seconds:.1%} of it waiting for the loader')
 
 def _tensorboard(home: Path, step: int):
@@ -273,7 +270,7 @@ def read_history(folder) -> pd.DataFrame:
 def load_network(folder) -> tuple[torch.nn.Module, TrainConfig]:
     "The network of a finished run that its method says is the one to use, in eval mode."
     config = read_config(folder)
-    options = {**config.network_options, **_PLAIN} if config.network_options.get('pretrained') else config.network_options       # nothing to download: the weights are here
+    options = {**config.network_options, 'pretrained': False} if config.network_options.get('pretrained') else config.network_options       # nothing to download: the weights are here
     network = build_network(config.network, in_channels=config.slices, **options)
     network.load_state_dict(load_checkpoint(folder)[0]['networks'][evaluated_name(folder)])
     return network.to('cuda' if torch.cuda.is_available() else 'cpu').eval(), config
