@@ -22,14 +22,14 @@ from matplotlib.transforms import Bbox
 from pandas import DataFrame
 from .paths import figures_dir, whole_file
 
-# %% ../nbs/01_show.ipynb #faa2887d
+# %% ../nbs/01_show.ipynb #b0471d52
 TRUTH_COLOUR, PREDICTION_COLOUR = '#009E73', '#E69F00'    # Okabe-Ito bluish green and orange
 
 METHOD_COLOURS = {                                          # Okabe-Ito, with grey in place of the yellow that white paper swallows
     'supervised': '#000000', 'batchnorm_adapted': '#A6A6A6', 'oracle': '#009E73',
     'adversarial': '#56B4E9', 'feature_enhanced': '#0072B2', 'feature_enhanced_as_released': '#CC79A7',
     'style_mixing': '#E69F00', 'style_mixing_features': '#D55E00', 'supervised_augmented': '#6B4C2A',
-    'supervised_many_hospitals': '#117733',
+    'supervised_many_hospitals': '#4B0082',
 }
 METHOD_LABELS = {                                           # how a method is called in a picture or a table
     'supervised': 'supervised', 'batchnorm_adapted': 'supervised, batch norm adapted', 'oracle': 'oracle (target labels)',

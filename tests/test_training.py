@@ -203,7 +203,7 @@ def test_every_defect_changes_the_training(hospitals, tmp_path):
     base = dict(steps=8, **SMALL)
     final = {}
     for name in ('corrected', *Defects.__dataclass_fields__):
-        options = dict(defects={} if name == 'corrected' else {name: True}, pseudo_start=.2, threshold=.45, pass_length=2)
+        options = dict(defects={} if name == 'corrected' else {name: True}, pseudo_start=.2, threshold=.5, pass_length=2)
         run = train(TrainConfig('feature_enhanced_as_released', options, **base), *hospitals, tmp_path, progress=False)
         networks = load_checkpoint(run)[0]['networks']
         final[name] = torch.cat([value.flatten().double() for part in networks.values() for value in part.values()]) if name != 'joint_softmax' else None
