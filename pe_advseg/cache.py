@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHE_VERSION', 'CachedStudy', 'embolus_points', 'cache_study', 'build_cache']
 
-# %% ../nbs/13d_cache.ipynb #8f30e68e
+# %% ../nbs/13d_cache.ipynb #b28f35e7
 import contextlib
 import hashlib
 import json
@@ -14,7 +14,8 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from tqdm.auto import tqdm
 from .arrays import need_blosc2, open_slices, save_slices
 from .ct import InputError, resample_in_plane
 from .datasets import Study, read_study
+from .dicom import pixel_digest
 from .dicom_file import list_files
 from .paths import write_whole
 
-# %% ../nbs/13d_cache.ipynb #546afc89
+# %% ../nbs/13d_cache.ipynb #4f132802
 @dataclass(frozen=True)
 class CachedStudy:
     "A study on disk: `hu` int16 (z, y, x) and `mask` uint8 or None, resampled in-plane; memory maps, or `CompressedArray`s."
@@ -49,7 +51,7 @@ class CachedStudy:
     @property
     def hospital(self) -> str: return self.study.hospital
 
-    @property
+    @cached_property                    # every run's name asks for it
     def labels(self) -> str:
         "SHA-256 of the mask, '' without one: what was learnt from it, or scored with it, changes when it is corrected."
         if self.native_mask is None: return ''
@@ -61,8 +63,7 @@ class CachedStudy:
 
     def without_mask(self) -> 'CachedStudy':
         "The same scan as an unlabelled one: methods must not see what they must not use."
-        hidden = dict(mask=None, native_mask=None, emboli=None, positive=(), study=self.study.without_mask())
-        return CachedStudy(**{**self.__dict__, **hidden})
+        return replace(self, mask=None, native_mask=None, emboli=None, positive=(), study=self.study.without_mask())
 
 # %% ../nbs/13d_cache.ipynb #aa842781
 def embolus_points(mask: np.ndarray,    # (z, y, x); 0 and 1, or a number per embolus
@@ -148,23 +149,17 @@ def _reopen(folder: Path, study: Study, with_mask: bool) -> CachedStudy:
     if cached is None: raise InputError(study.key, 'its cache was removed or damaged while in use', 'Start again: it will be made anew')
     return cached if with_mask else cached.without_mask()
 
-# %% ../nbs/13d_cache.ipynb #31e6fbab
+# %% ../nbs/13d_cache.ipynb #c9f9924d
 def _resampled(array, spacing, pixel_mm, is_mask=False):
     "The slices of the cache, a few at a time: a worker never holds a second copy of a scan."
     if pixel_mm is None: yield from array; return
     for z in range(0, len(array), 16): yield from resample_in_plane(array[z:z + 16], spacing[1:], pixel_mm, is_mask)
 
-def _pixels(hu: np.ndarray) -> str:
-    "What `dicom.pixel_digest` gives, without a copy of the scan."
-    digest = hashlib.sha256(repr(tuple(int(n) for n in hu.shape)).encode())
-    for part in hu: digest.update(np.ascontiguousarray(part, '<i2'))
-    return digest.hexdigest()
-
 def _write_study(study: Study, home: Path, pixel_mm, compression) -> None:
     "Read a study and write its files into `home`; `study.json` last."
     volume, mask = read_study(study)
     ending, spacing = '.b2nd' if compression else '.npy', volume.spacing
-    facts = dict(pixels=_pixels(volume.hu), notes=volume.notes, native_spacing=spacing, native_shape=volume.shape, positive=[],
+    facts = dict(pixels=pixel_digest(volume), notes=volume.notes, native_spacing=spacing, native_shape=volume.shape, positive=[],
                  spacing=spacing if pixel_mm is None else (spacing[0], pixel_mm, pixel_mm))
     files = [save_slices(home / f'hu{ending}', _resampled(volume.hu, spacing, pixel_mm), len(volume.hu), np.int16), None, None, None]
     del volume                                     # before the mask is worked on: at most one of them has copies

@@ -6,9 +6,8 @@
 __all__ = ['app', 'ScaleOption', 'DataOption', 'TargetOption', 'PAPER', 'phantom', 'check', 'train', 'evaluate', 'run_notebook',
            'experiment', 'paper', 'main']
 
-# %% ../nbs/61_cli.ipynb #cb6adfad
+# %% ../nbs/61_cli.ipynb #5111b548
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -65,7 +64,7 @@ def check(folder: Annotated[Path, typer.Argument(help='Scans of one hospital or 
     else: Console().print(report_table(reports, names)); typer.echo(f'the report is in {page}')
     if any(report.status == REFUSED for report in reports): raise typer.Exit(1)
 
-# %% ../nbs/61_cli.ipynb #5ccaf880
+# %% ../nbs/61_cli.ipynb #bd644b5b
 @app.command()
 def train(method: Annotated[str, typer.Option(help='supervised, adversarial, feature_enhanced, style_mixing, ... (an unknown name lists them).')] = 'style_mixing',
           data: DataOption = '', target: TargetOption = '', scale: ScaleOption = 'demo', seed: int = 0,
@@ -82,11 +81,11 @@ def train(method: Annotated[str, typer.Option(help='supervised, adversarial, fea
     build_method(method)
     setting = prepare_setting(scale, data, target)
     other = {} if not network else dict(network=network) if network.startswith('hrnet') else dict(network=network, network_options={})
-    folder, initial = runs or runs_dir(), {}
-    if not scratch:                                                       # as in the experiments: everybody goes on from a supervised training
-        start = setting.scale.config('supervised', seed, steps=setting.scale.warm_steps, data=setting.home_digest, **other)
-        initial = dict(initial=train_run(start, setting.train, [], folder, devices=devices).name, learning_rate=setting.scale.learning_rate / 2)
-    config = setting.scale.config(method, seed, data=setting.digest, **other, **initial, **(dict(steps=steps) if steps else {}))
+    folder, changes = runs or runs_dir(), {**other, **(dict(steps=steps) if steps else {})}
+    if scratch: config = setting.scale.config(method, seed, data=setting.digest, **changes)
+    else:                                                                 # as in the experiments: everybody goes on from a supervised training
+        start = train_run(setting.scale.first(seed, setting.home_digest, **other), setting.train, [], folder, devices=devices)
+        config = setting.scale.after(start, method, seed, setting.digest, **changes)
     home = train_run(config, setting.labelled(method), setting.pool, folder, devices=devices)
     typer.echo(f'the run is in {home}')
 
@@ -98,7 +97,7 @@ def evaluate(run: Annotated[Path, typer.Argument(help='Folder of a finished run.
     import numpy as np
     from pe_advseg.evaluate import score_run
     from pe_advseg.setting import prepare_setting
-    from pe_advseg.train import learned_from
+    from pe_advseg.run_folder import learned_from
     if not (run / 'config.json').is_file(): raise ValueError(f'{run.name} is no run: it has no config.json. Runs are the folders in runs/.')
     setting = prepare_setting(scale, data, target)
     trained, here = (np.median(sizes) for sizes in (learned_from(run)['pixel_mm'], [s.spacing[1] for s in setting.train]))
@@ -133,7 +132,7 @@ def run_notebook(name: str, **parameters) -> Path:
 @contextlib.contextmanager
 def _watch_training(runs: Path, every: float = 20):
     "Say now and then how far the runs are: a notebook that is executed elsewhere shows nothing."
-    from pe_advseg.train import read_config, steps_done
+    from pe_advseg.run_folder import read_config, steps_done
     begun, over = time.time(), threading.Event()
     def watch():
         said = None

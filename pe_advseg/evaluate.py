@@ -23,7 +23,7 @@ from .networks import build_network
 from .paths import whole_file
 from .slices import CachedStudy, Draw, draw_batch
 from .checkpoint import TrainingError, load_checkpoint
-from .train import TrainConfig, load_network, read_config, trained_on
+from .run_folder import TrainConfig, load_network, read_config, trained_on
 
 # %% ../nbs/41_evaluate.ipynb #3e2d2436
 def network_input(study: CachedStudy, levels, config: TrainConfig) -> torch.Tensor:

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['synthetic_sites', 'gap_table', 'gap_figure']
 
-# %% ../nbs/44_gap.ipynb #292ba672
-import os
-
+# %% ../nbs/44_gap.ipynb #6fd05cba
 import filelock
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,14 +19,13 @@ from .setting import Scale, synthetic_studies
 from .show import forest_plot
 from .slices import CachedStudy, build_cache
 
-# %% ../nbs/44_gap.ipynb #0abbec74
+# %% ../nbs/44_gap.ipynb #9d86a6bb
 def synthetic_sites(hospitals: list[Hospital], count: int, scale: Scale, progress: bool = True) -> dict[str, list[CachedStudy]]:  # name -> patients
     "`count` patients of each hospital, none of them trained on by anybody. ValueError if two hospitals have one name."
     if len({hospital.name for hospital in hospitals}) < len(hospitals): raise ValueError('two hospitals have the same name')
-    workers = 1 if scale.name == 'smoke' else os.cpu_count() or 1
     with filelock.FileLock(data_dir() / f'.{scale.name}.lock'):
         studies = {hospital.name: synthetic_studies(hospital, count, scale, progress) for hospital in hospitals}
-        cached = build_cache(sum(studies.values(), []), data_dir() / 'cache', scale.pixel_mm, workers, progress)
+        cached = build_cache(sum(studies.values(), []), data_dir() / 'cache', scale.pixel_mm, scale.workers, progress)
     return {name: [cached[study.key] for study in part] for name, part in studies.items()}
 
 # %% ../nbs/44_gap.ipynb #b5bdb691

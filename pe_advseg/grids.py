@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['network_jobs', 'network_table', 'train_defects', 'fine_tune_jobs', 'train_on_many', 'threshold_table']
 
-# %% ../nbs/60a_grids.ipynb #fea1db23
+# %% ../nbs/60a_grids.ipynb #3d00f339
 import dataclasses
-import hashlib
 from pathlib import Path
 from time import process_time
 
@@ -22,9 +21,9 @@ from .released import Defects
 from .metrics import released_scores, threshold_curve
 from .networks import build_network, count
 from .runs import start_jobs, train_all
-from .setting import Setting
+from .setting import Setting, scans_digest
 from .slices import CachedStudy
-from .train import TrainConfig, load_network, read_config
+from .run_folder import TrainConfig, load_network, read_config
 
 # %% ../nbs/60a_grids.ipynb #67a8cc4a
 def network_jobs(setting: Setting, seeds: int | None = None) -> list[tuple[str, tuple]]:
@@ -59,7 +58,7 @@ def _step_seconds(network, config: TrainConfig, repeats: int = 3) -> float:
     finally: torch.set_num_threads(threads)
     return min(times)
 
-# %% ../nbs/60a_grids.ipynb #bce627e6
+# %% ../nbs/60a_grids.ipynb #504c61ff
 def train_defects(setting: Setting, seeds: int | None = None, folder=None, workers=None) -> tuple[list[str], list[Path]]:
     """Names and runs: supervised, the corrected feature-enhanced method, each defect of the release alone, all together;
     all from the same supervised start, as `train_comparison`."""
@@ -69,8 +68,7 @@ def train_defects(setting: Setting, seeds: int | None = None, folder=None, worke
     if setting.has_oracle: methods |= {'oracle': ('oracle', {})}
     seeds, jobs = range(seeds or setting.scale.seeds), []
     for seed, start in zip(seeds, train_all(start_jobs(setting, seeds), folder, workers)):
-        shared = dict(initial=start.name, learning_rate=setting.scale.learning_rate / 2, data=setting.digest)
-        jobs += [(setting.scale.config(method, seed, method_options=options, **shared), setting.labelled(method), setting.pool) for method, options in methods.values()]
+        jobs += [(setting.scale.after(start, method, seed, setting.digest, method_options=options), setting.labelled(method), setting.pool) for method, options in methods.values()]
     return list(methods) * len(seeds), train_all(jobs, folder, workers)
 
 # %% ../nbs/60a_grids.ipynb #5a2aed29
@@ -83,16 +81,15 @@ def fine_tune_jobs(setting: Setting, before: list[Path]) -> list[tuple]:
         jobs.append((dataclasses.replace(config, **changes), setting.train, setting.pool))
     return jobs
 
-# %% ../nbs/60a_grids.ipynb #eb13f9f0
+# %% ../nbs/60a_grids.ipynb #8f8fed1c
 def train_on_many(setting: Setting, hospitals: list[Hospital], seeds: int | None = None, folder=None, workers=None, progress: bool = True) -> list[Path]:
     "Supervised runs on as many synthetic patients as `setting` trains on, shared evenly among the hospitals; the same steps as every method of `train_comparison`."
     scale, seeds = setting.scale, range(seeds or setting.scale.seeds)
     sites = synthetic_sites(hospitals, -(-len(setting.train) // len(hospitals)), scale, progress)
     labelled = [study for number in range(max(map(len, sites.values()))) for part in sites.values() for study in part[number:number + 1]][:len(setting.train)]
-    data = hashlib.sha256(repr(sorted(study.pixels for study in labelled)).encode()).hexdigest()[:16]
-    starts = train_all([(scale.config('supervised', seed, steps=scale.warm_steps, data=data), labelled, []) for seed in seeds], folder, workers, progress)
-    return train_all([(scale.config('supervised', seed, initial=start.name, learning_rate=scale.learning_rate / 2, data=data), labelled, [])
-                      for seed, start in zip(seeds, starts)], folder, workers, progress)
+    data = scans_digest(labelled, [], scale.pixel_mm)
+    starts = train_all([(scale.first(seed, data), labelled, []) for seed in seeds], folder, workers, progress)
+    return train_all([(scale.after(start, 'supervised', seed, data), labelled, []) for seed, start in zip(seeds, starts)], folder, workers, progress)
 
 # %% ../nbs/60a_grids.ipynb #f8687fa6
 def threshold_table(run: Path, home: list[CachedStudy], away: list[CachedStudy]) -> pd.DataFrame:

@@ -19,7 +19,8 @@ from .evaluate import adapt_batchnorm, predict_study
 from .paths import figures_dir, results_dir, runs_dir, whole_file
 from .setting import Setting
 from .show import save_figure
-from .train import load_network, read_config, read_history, versions
+from .run_folder import load_network, read_config, read_history
+from .train import versions
 
 # %% ../nbs/62_report.ipynb #8e49149d
 def result_name(name: str, scale: str, tag: str = '') -> str:

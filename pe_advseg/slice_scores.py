@@ -20,7 +20,7 @@ from .paths import project_root
 from .runs import in_processes
 from .show import METHOD_COLOURS, forest_plot, method_label
 from .slices import CachedStudy
-from .train import load_network, read_config
+from .run_folder import load_network, read_config
 
 # %% ../nbs/42_slice_scores.ipynb #31e92c39
 def real_patient() -> Path | None:

@@ -39,7 +39,8 @@ from pe_advseg.phantom_files import FUMPE_BLANKS, write_hospital
 from pe_advseg.runs import is_finished
 from pe_advseg.segmentation import NO_FINDING, RESEARCH, write_segmentation
 from pe_advseg.slices import build_cache, cache_study
-from pe_advseg.train import TrainConfig, load_network, train
+from pe_advseg.run_folder import TrainConfig, load_network
+from pe_advseg.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 FUMPE = ROOT.parent/'shared'/'data'/'FUMPE'

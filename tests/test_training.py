@@ -19,7 +19,8 @@ from pe_advseg.setting import SCALES
 from pe_advseg.slices import build_cache
 from pe_advseg.datasets import find_studies
 from pe_advseg.checkpoint import TrainingError, load_checkpoint, pack, save_checkpoint
-from pe_advseg.train import TrainConfig, check_finite, read_history, train
+from pe_advseg.run_folder import TrainConfig, read_history
+from pe_advseg.train import check_finite, train
 
 SMALL = dict(network_options={'upsampling': 'bilinear'}, batch=2, patch=32)
 
@@ -49,7 +50,8 @@ def same(one: Path, two: Path) -> None:
 CHILD = '''
 import pickle, sys, torch
 torch.set_num_threads(1)
-from pe_advseg.train import TrainConfig, train
+from pe_advseg.run_folder import TrainConfig
+from pe_advseg.train import train
 from pe_advseg.slices import build_cache
 from pe_advseg.datasets import Study
 from pathlib import Path
