@@ -6,7 +6,7 @@
 __all__ = ['Annotation', 'study_name', 'write_nifti', 'read_nifti', 'whole_folder', 'write_arrays', 'read_summary',
            'read_annotation']
 
-# %% ../nbs/50b_annotation.ipynb #d9c1fd62
+# %% ../nbs/50b_annotation.ipynb #1879fbd0
 import contextlib
 import json
 import os
@@ -19,16 +19,16 @@ import pandas as pd
 
 from .ct import InputError, Volume
 from .dicom import pixel_digest
-from .findings import STEP
 from .masks import place_mask
+from .probability import STEP
 
-# %% ../nbs/50b_annotation.ipynb #604beefe
+# %% ../nbs/50b_annotation.ipynb #854ff718
 @dataclass(frozen=True, eq=False)
 class Annotation:
     "What was found in one scan."
     volume: Volume
     numbers: np.ndarray                # uint16 (z, y, x): 0, or the number of the embolus
-    probability: np.ndarray            # uint8 (z, y, x), in units of `findings.STEP`
+    probability: np.ndarray            # uint8 (z, y, x), in units of `probability.STEP`
     confidence: np.ndarray | None      # the same: the discriminator's confidence that an expert could have drawn this
     emboli: pd.DataFrame               # see `findings.embolus_table`
     summary: dict                      # plain data, see `summary.json`
