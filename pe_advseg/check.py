@@ -7,17 +7,14 @@ __all__ = ['USABLE', 'NOTED', 'REFUSED', 'HU_EDGES', 'WINDOW', 'SIDE', 'OUTLINE'
            'NOTHING_FOUND', 'StudyReport', 'hu_counts', 'thumbnail', 'public_text', 'kind_of', 'scan_facts', 'look_at',
            'studies_and_gaps', 'same_pixels', 'check_folder']
 
-# %% ../nbs/17_check.ipynb #101b2d4d
+# %% ../nbs/17_check.ipynb #2ee67da9
 import dataclasses
 import io
 import os
 import re
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from inspect import signature
-from multiprocessing import get_context
+from itertools import starmap
 from pathlib import Path
 from time import perf_counter
 
@@ -29,6 +26,7 @@ from .ct import InputError, Volume, resize_in_plane
 from .datasets import Study, find_studies, read_study
 from .dicom import pixel_digest
 from .masks import MaskError
+from .processes import each_in_processes
 from .volume_files import read_volume
 
 # %% ../nbs/17_check.ipynb #61da8bd1
@@ -169,31 +167,8 @@ def studies_and_gaps(folder) -> tuple[list[Study], dict[str, InputError]]:
     gaps = {path.name: NOTHING_FOUND for path in sorted(Path(folder).iterdir()) if path.is_dir() and not path.name.startswith('.') and path not in used}
     return studies, gaps | {error.file.split('/')[0]: error for error in refused}
 
-# %% ../nbs/17_check.ipynb #1009ea33
-def _in_processes(jobs, workers: int):
-    "Reports of `look_at(*job)` as they are ready, from processes of their own."
-    waiting = deque(jobs)
-    while waiting:
-        for job in (yield from _until_one_dies(waiting, workers)):
-            if (yield from _until_one_dies(deque([job]), 1)): yield _crashed(*job)
-
-def _until_one_dies(waiting: deque, workers: int):
-    "Takes jobs from `waiting` and yields their reports; returns the jobs that were under way when a process died."
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
-        pool.submit(os.getpid).result()   # BrokenProcessPool at once where no process can start: then no study is to blame
-        running = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running[pool.submit(_look, waiting[0])] = waiting[0]
-                    waiting.popleft()     # only now: a broken pool refuses the job
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield future.result()
-                    del running[future]
-        except BrokenProcessPool: pass
-    return list(running.values())
-
-def _look(job): return look_at(job[0], job[1], **job[2])
+# %% ../nbs/17_check.ipynb #0145e5e4
+def _look(study, number, options): return look_at(study, number, **options)
 
 def _crashed(study, number, options): return _refused(study, number, CRASHED)
 
@@ -213,7 +188,7 @@ def _warn_of_copies(reports):
             reports[number - 1] = dataclasses.replace(report, notes=report.notes + (('noted', note),), status=NOTED if report.status == USABLE else report.status)
     return reports
 
-# %% ../nbs/17_check.ipynb #baf9b7d1
+# %% ../nbs/17_check.ipynb #79598e04
 def check_folder(folder,                       # of one hospital or data set, see `find_studies`
                  workers: int | None = None,   # processes; None: one per core; 0: this process. A script needs `if __name__ == '__main__':`
                  progress: bool = True,        # show a bar
@@ -223,7 +198,7 @@ def check_folder(folder,                       # of one hospital or data set, se
     signature(read_volume).bind(None, **options)      # else every study would be refused for it
     studies, gaps = studies_and_gaps(folder)
     jobs = [(study, number, options) for number, study in enumerate(studies, 1)]
-    found = map(_look, jobs) if workers == 0 else _in_processes(jobs, min(workers or os.cpu_count() or 1, len(jobs)))
+    found = starmap(_look, jobs) if workers == 0 else each_in_processes(_look, jobs, min(workers or os.cpu_count() or 1, len(jobs)), _crashed)
     reports = [_refused(Study(Path(folder).resolve().name, name, Path(folder)/name), number, error) for number, (name, error) in enumerate(gaps.items(), len(jobs) + 1)]
     with tqdm(total=len(jobs), desc='checking', unit='study', disable=not progress) as bar:
         for report in found: reports.append(report); bar.update()
