@@ -99,18 +99,18 @@ def _clean(header, volume, position, seed, file) -> pydicom.Dataset:
             if re.fullmatch(pattern, text := _short(header.get(keyword))): setattr(new, keyword, text)
     return new
 
-# %% ../nbs/50_segmentation.ipynb #c1980e92
+# %% ../nbs/50_segmentation.ipynb #e41a0392
 RESEARCH = 'Research only, not for diagnosis'
 NO_FINDING = 'no pulmonary embolism found'
 
-def _segment(number: int, label: str, series: str, algorithm: str, version: str):
+def _segment(number: int, label: str, series: str, algorithm: str, version: str, statement: str):
     "Segment `number` as highdicom describes it. Codes: SNOMED CT, DICOM CID 7150 and 7151."
     import highdicom
     from pydicom.sr.coding import Code
     by = highdicom.AlgorithmIdentificationSequence(f'{algorithm} ({RESEARCH.lower()})', Code('123110', 'DCM', 'Artificial Intelligence'), version)
     segment = highdicom.seg.SegmentDescription(number, label, Code('49755003', 'SCT', 'Morphologically Abnormal Structure'), Code('59282003', 'SCT', 'Pulmonary embolism'),
         highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC, by, tracking_uid=make_uid(series, label), tracking_id=label)
-    segment.SegmentDescription = RESEARCH
+    segment.SegmentDescription = statement
     return segment
 
 def write_segmentation(path,                      # of the DICOM SEG; written whole or not at all
@@ -121,6 +121,7 @@ def write_segmentation(path,                      # of the DICOM SEG; written wh
                        pseudonym: str | None = None,  # instead of the patient's name and number
                        algorithm: str = 'pe_advseg',  # what drew it, at most 24 characters
                        version: str = __version__,
+                       statement: str = RESEARCH,     # at most 64 characters; describes the content and every segment
                       ) -> Path:                  # the path
     """The mask as DICOM SEG. Without a pseudonym it holds the patient's name, as its source does: keep it where the source is kept.
 
@@ -130,11 +131,11 @@ def write_segmentation(path,                      # of the DICOM SEG; written wh
     sources, header = clean_headers(volume, folder)
     who, series = identity(header, pseudonym), pydicom.uid.generate_uid(prefix=None)
     labels = [f'pulmonary embolism {value}' for value in found] if per_embolus and len(found) > 1 else ['pulmonary embolism'] if found else [NO_FINDING]
-    described = [_segment(number, label, series, algorithm, version) for number, label in enumerate(labels, 1)]
+    described = [_segment(number, label, series, algorithm, version, statement) for number, label in enumerate(labels, 1)]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')    # they would quote the header
         seg = highdicom.seg.Segmentation(sources, segments, highdicom.seg.SegmentationTypeValues.BINARY, described, series, 900, pydicom.uid.generate_uid(prefix=None), 1,
-            'pe_advseg', algorithm, version, '0', content_label='EMBOLISM' if found else 'NO_FINDING', content_description=RESEARCH, omit_empty_frames=bool(found),
+            'pe_advseg', algorithm, version, '0', content_label='EMBOLISM' if found else 'NO_FINDING', content_description=statement, omit_empty_frames=bool(found),
             series_description=f'{"pulmonary embolism" if found else NO_FINDING}, research only', specific_character_set='ISO_IR 192')
         for keyword, value in who.items(): setattr(seg, keyword, value)
         with whole_file(path) as partial: seg.save_as(partial)
