@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['network_input', 'body_box', 'Inference', 'window_starts', 'in_windows', 'predict_slices', 'to_pixels', 'Predictor',
-           'pixel_size', 'load_predictors', 'Prediction', 'predict_volume']
+           'weights_digest', 'pixel_size', 'load_predictors', 'Prediction', 'predict_volume']
 
-# %% ../nbs/40a_inference.ipynb #324de7bd
+# %% ../nbs/40a_inference.ipynb #9446bd78
 import contextlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,11 +109,12 @@ def to_pixels(values: np.ndarray, shape_yx: tuple) -> np.ndarray:
     resized = F.interpolate(torch.from_numpy(values)[:, None], size=tuple(shape_yx), mode='bilinear', align_corners=False, antialias=True)
     return resized[:, 0].clamp_(0, 1).numpy()                      # interpolation rounds a little beyond
 
-# %% ../nbs/40a_inference.ipynb #660a7e34
+# %% ../nbs/40a_inference.ipynb #0b8b3b14
 @dataclass(frozen=True, eq=False)
 class Predictor:
     "A run, loaded."
-    name: str
+    name: str                           # of the run's folder
+    digest: str                         # of the network's weights, 12 signs
     network: torch.nn.Module
     config: TrainConfig
     judge: torch.nn.Module | None
@@ -123,6 +125,12 @@ class Predictor:
         "Probability and confidence, float32, on the network's pixels."
         hu = volume.hu if self.pixel_mm is None else resample_in_plane(volume.hu, volume.spacing[1:], self.pixel_mm)
         return predict_slices(self.network, hu, self.config, self.judge, self.options)
+
+def weights_digest(network: torch.nn.Module) -> str:
+    "The beginning of a SHA-256 over all weights and statistics."
+    digest = hashlib.sha256()
+    for value in network.state_dict().values(): digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 def pixel_size(run) -> float | None:
     "In-plane mm of the pixels that a run learnt with; None if it learnt from scans as they are."
@@ -135,7 +143,7 @@ def load_predictors(runs, options: Inference = Inference()) -> list[Predictor]:
     for run in map(Path, runs):
         if not (run / 'config.json').is_file(): raise ValueError(f'{run.name} is no run: it has no config.json. Runs are the folders in runs/.')
         network, config = load_network(run, options.weights)
-        loaded.append(Predictor(run.name, network, config, load_discriminator(run, network), pixel_size(run), options))
+        loaded.append(Predictor(run.name, weights_digest(network), network, config, load_discriminator(run, network), pixel_size(run), options))
     if not loaded: raise ValueError('no run was given')
     return loaded
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_finite', 'share_gradients', 'take_turn', 'Trainer', 'versions', 'make_fabric', 'train']
 
-# %% ../nbs/32_train.ipynb #35432d2f
+# %% ../nbs/32_train.ipynb #41ae351a
 import contextlib
 import copy
 import dataclasses
@@ -25,7 +25,7 @@ from .checkpoint import TrainingError, load_checkpoint, save_checkpoint
 from .methods import Method, Step
 from .paths import project_root, whole_file
 from .registry import build_method
-from .run_folder import TrainConfig, empty_network, load_network, read_history
+from .run_folder import TrainConfig, empty_network, is_synthetic_scan, load_network, read_history
 from .slices import CachedStudy, Draw, Loader, draw_batch
 from .style_mixing import follow
 
@@ -143,7 +143,7 @@ def make_fabric(devices: int = 1, precision: str | None = None):
     if devices > 1: fabric.launch()
     return fabric
 
-# %% ../nbs/32_train.ipynb #9cc617e4
+# %% ../nbs/32_train.ipynb #54b8cdc8
 def train(config: TrainConfig,
           labelled: list[CachedStudy],        # with masks
           unlabelled: list[CachedStudy],      # masks are never looked at
@@ -162,7 +162,8 @@ def train(config: TrainConfig,
         if lead:
             with whole_file(home / 'config.json') as part: part.write_text(json.dumps(dataclasses.asdict(config), indent=1))
             with whole_file(home / 'versions.json') as part: part.write_text(json.dumps(versions(), indent=1))
-            with whole_file(home / 'labelled.json') as part: part.write_text(json.dumps(dict(pixels=[study.pixels for study in labelled], pixel_mm=[study.spacing[1] for study in labelled])))
+            synthetic = all(is_synthetic_scan(study.study.scan) for study in labelled + unlabelled)
+            with whole_file(home / 'labelled.json') as part: part.write_text(json.dumps(dict(pixels=[s.pixels for s in labelled], pixel_mm=[s.spacing[1] for s in labelled], synthetic=synthetic)))
             for orphan in home.glob('.partial-*'): orphan.unlink()
         trainer = Trainer(config, fabric, labelled, [study.without_mask() for study in unlabelled], Path(folder))
         kept, rows = load_checkpoint(home), []
