@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .inference import network_input, predict_slices, to_pixels
+from .inference import body_box, network_input, predict_slices, to_pixels
 from .metrics import auroc, compare_methods, patient_scores, released_scores
 from .paths import whole_file
 from .slices import CachedStudy, Draw, draw_batch
