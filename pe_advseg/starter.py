@@ -6,7 +6,7 @@
 __all__ = ['FIRST', 'PARTS', 'RECIPES', 'LIMIT', 'CARD', 'Recipe', 'recipe_studies', 'train_starter', 'choose_starter',
            'starter_card', 'ship_starter']
 
-# %% ../nbs/55_starter.ipynb #182d4511
+# %% ../nbs/55_starter.ipynb #cb7226ca
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from .cache import CachedStudy, build_cache
 from .datasets import find_studies
 from .evaluate import score_run
 from .hospitals import HOSPITALS
+from .metrics import compare_methods
 from .networks import count
 from .paths import data_dir
 from .phantom_files import write_hospital
@@ -55,7 +56,7 @@ def recipe_studies(recipe: Recipe, workers: int | None = None, progress: bool = 
         for part, many in recipe.patients.items(): found[part] += cached[:many]; cached = cached[many:]
     return found | {'pool': [study.without_mask() for study in found['pool']]}
 
-# %% ../nbs/55_starter.ipynb #856a146f
+# %% ../nbs/55_starter.ipynb #4f22bea6
 def train_starter(recipe: Recipe, studies: dict, folder, slices: int = 1, seed: int = 0, progress: bool = True) -> Path:
     "The finished run; goes on where it was stopped."
     scale, digest = recipe.scale, lambda pool: scans_digest(studies['train'], pool, recipe.scale.pixel_mm)
@@ -64,13 +65,17 @@ def train_starter(recipe: Recipe, studies: dict, folder, slices: int = 1, seed: 
     config = scale.after(start, 'feature_enhanced', seed, digest(studies['pool']), slices=slices, ema=ema)
     return train(config, studies['train'], studies['pool'], folder, progress=progress)
 
-def choose_starter(runs: list[Path], studies: list[CachedStudy]) -> tuple[Path, pd.DataFrame]:
-    "The run with the best mean Dice on patients kept aside for this, and the scores of all."
-    table = pd.concat([score_run(run, studies, 'choice').assign(run=Path(run).name, slices=read_config(run).slices) for run in runs], ignore_index=True)
-    means = table[table.clot_ml > 0].groupby('run').dice.mean()
-    return next(Path(run) for run in runs if Path(run).name == means.idxmax()), table
+def choose_starter(runs: list[Path],                # the simplest first
+                   studies: list[CachedStudy],
+                  ) -> tuple[Path, pd.DataFrame]:
+    "The simplest run, unless another one's paired gain in Dice lies above zero with its whole interval; and the comparison. The patients were kept aside for this."
+    scores = pd.concat([score_run(run, studies, 'choice').assign(method=Path(run).name) for run in runs])
+    table = compare_methods(scores[scores.clot_ml > 0], reference=Path(runs[0]).name).sort_values('mean', ascending=False, kind='stable')
+    better = table[table.low > 0].method
+    name = better.iloc[0] if len(better) else Path(runs[0]).name
+    return next(Path(run) for run in runs if Path(run).name == name), table.assign(slices=[read_config(Path(runs[0]).parent / run).slices for run in table.method])
 
-# %% ../nbs/55_starter.ipynb #ac46c39c
+# %% ../nbs/55_starter.ipynb #c23cfef8
 LIMIT = 5_000_000        # bytes of weights that may travel with the package
 CARD = """# The model that comes with pe_advseg
 
@@ -108,7 +113,7 @@ def starter_card(run, studies: dict, scores: pd.DataFrame) -> str:
     first = read_config(Path(run).parent / config.initial).steps if config.initial else 0
     return CARD.format(network=config.network, options=', '.join(f'{name} {value}' for name, value in config.network_options.items()), slices=config.slices, plural='s' if config.slices > 1 else '',
                        million=count(load_network(run)[0].cpu(), 64)['parameters'] / 1e6, train=len(studies['train']), pool=len(studies['pool']), hospitals=', '.join(dict.fromkeys(s.hospital for s in studies['train'])),
-                       pixel=studies['train'][0].spacing[1], window=f'{config.window[0]:.0f} to {config.window[1]:.0f}', first=first, steps=config.steps, scores='\n'.join(lines), **made)
+                       pixel=studies['train'][0].spacing[1], window=f'{config.window[0]:.0f} to {config.window[1]:.0f}', first=first, steps=config.steps, scores='\n'.join(lines), **made | dict(commit=made['commit'] or 'not recorded'))
 
 # %% ../nbs/55_starter.ipynb #5ad2313d
 def ship_starter(run, target, card: str) -> Path:
