@@ -45,16 +45,18 @@ RECIPES = {'smoke': _recipe('smoke', (12, 64, 64), 5., (2, 1, 1, 3, 1), 2, 48, 2
            'demo': _recipe('demo', (48, 192, 192), 1.75, (4, 2, 1, 3, 1), 8, 96, 1500, 300),
            'paper': _recipe('paper', (160, 384, 384), 1., (12, 3, 3, 8, 4), 16, 192, 4000, 600)}
 
-# %% ../nbs/55_starter.ipynb #89666afd
-def recipe_studies(recipe: Recipe, workers: int | None = None, progress: bool = True) -> dict[str, list[CachedStudy]]:
+# %% ../nbs/55_starter.ipynb #8ce08165
+def recipe_studies(recipe: Recipe, parts=PARTS, workers: int | None = None, progress: bool = True) -> dict[str, list[CachedStudy]]:
     "part -> patients of all hospitals; made and read when they are first asked for. The pool has no masks."
-    workers, found = workers or recipe.scale.workers, {part: [] for part in PARTS}
-    for name in recipe.hospitals:
-        numbers = range(FIRST, FIRST + sum(recipe.patients.values()))
-        folder = write_hospital(data_dir() / 'synthetic' / f'starter-{recipe.scale.name}-{name}', name, list(numbers), recipe.scale.shape, workers=workers, progress=progress)
-        cached = list(build_cache(find_studies(folder, hospital=name), data_dir() / 'cache', recipe.scale.pixel_mm, workers, progress).values())
-        for part, many in recipe.patients.items(): found[part] += cached[:many]; cached = cached[many:]
-    return found | {'pool': [study.without_mask() for study in found['pool']]}
+    workers, first, found = workers or recipe.scale.workers, FIRST, {}
+    for part, count in recipe.patients.items():
+        numbers, first = list(range(first, first + count)), first + count
+        if part not in parts or not numbers: continue
+        found[part] = []
+        for name in recipe.hospitals:
+            folder = write_hospital(data_dir() / 'synthetic' / f'starter-{recipe.scale.name}' / part / name, name, numbers, recipe.scale.shape, workers=workers, progress=progress)
+            found[part] += build_cache(find_studies(folder, hospital=name), data_dir() / 'cache', recipe.scale.pixel_mm, workers, progress).values()
+    return found | ({'pool': [study.without_mask() for study in found['pool']]} if 'pool' in found else {})
 
 # %% ../nbs/55_starter.ipynb #4f22bea6
 def train_starter(recipe: Recipe, studies: dict, folder, slices: int = 1, seed: int = 0, progress: bool = True) -> Path:
