@@ -9,7 +9,7 @@ __all__ = ['DERIVED', 'has_slice_files', 'source_series']
 import dataclasses
 
 from .annotation import study_name, whole_folder
-from .ct import InputError, Volume
+from .ct import Volume
 from .dicom import pixel_digest, write_series
 from .segmentation import identity
 
