@@ -53,9 +53,9 @@ def nothing_found(annotation: Annotation, stood: Volume, slices: int = 6) -> dic
     z, row, column = np.rint(stood.to_index(point)).astype(int)
     return dict(slices=pictures, highest=highest, slice=name(z), point=point.tolist(), pictures=close_up(stood.hu[z], empty, spacing, row, column, [], f'Highest probability, slice {name(z)}'))
 
-# %% ../nbs/50d_annotation_page.ipynb #c6b9e23a
+# %% ../nbs/50d_annotation_page.ipynb #4aa33730
 LOOK = CSS + '''
-.statement { background: var(--ink); color: #fff; border-radius: 10px; padding: 9px 16px; font-weight: 600; letter-spacing: .01em }
+.page { overflow-wrap: anywhere } .statement { background: var(--ink); color: #fff; border-radius: 10px; padding: 9px 16px; font-weight: 600; letter-spacing: .01em }
 h1 { font-size: 2.3rem; line-height: 1.15; letter-spacing: -.02em; margin: 22px 0 6px } h2 { font-size: 1.2rem; margin: 34px 0 10px } h3 { font-size: 1.05rem; font-weight: 650; margin: 0 0 6px }
 .lead { font-size: 1.06rem; max-width: 46em } aside { margin: 18px 0 0 } aside ul { list-style: disc; padding-left: 1.2em; margin: 4px 0 }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px }
@@ -141,7 +141,7 @@ MADE = '''<h2>How it was made</h2><div class="card made">{% for run in runs %}<d
 PAGE = HEAD + SCALE + VIEW + '''<header><h1>{{ headline }}</h1>
 {% if emboli %}<p class="lead">{{ lead }}</p>{% else %}<p class="lead">The network marked nothing{% if options.threshold %}: no piece of at least {{ number(options.smallest_mm3, 1) }} mm³ has a probability above {{ number(options.threshold, 2) }}{% endif %}.
 <b>This does not mean that there is none.</b> Small and peripheral emboli can be missed, and nobody has looked at this scan yet.</p>{% endif %}
-<p class="soft">{{ scan.name }} · {{ shape[0] }} slices of {{ '%.2f'|format(spacing[0]) }} mm · {{ made }}</p></header>
+<p class="soft">{{ scan.name }}{{ ' · ' if scan.name }}{{ shape[0] }} slices of {{ '%.2f'|format(spacing[0]) }} mm{{ ' · ' if made }}{{ made }}</p></header>
 {% if trust.warnings %}<aside><b>Trust this less than usual</b><ul>{% for warning in trust.warnings %}<li>{{ warning }}</li>{% endfor %}</ul></aside>{% endif %}
 ''' + SURE + '''<main><div class="bar-of-title"><h2>Overview</h2><label class="switch"><input type="checkbox" id="marks" checked> Outlines</label></div>
 <div class="pair overview">{% for v, name in zip(overviews, ('From the front', 'From the left')) %}<figure>{{ view(v) }}<figcaption>{{ name }}: brightest voxels of a slab of {{ slab_mm }} mm through {{ 'embolus %s'|format(emboli[0].embolus) if emboli else 'the middle of the scan' }}{{ '; emboli of all depths' if emboli }}.</figcaption></figure>{% endfor %}</div>
@@ -151,7 +151,7 @@ PAGE = HEAD + SCALE + VIEW + '''<header><h1>{{ headline }}</h1>
 def number(value, digits: int) -> str:
     "Rounded, or a dash for what is not a number."
     try: value = float(value)
-    except (TypeError, ValueError): return '–'
+    except Exception: return '–'            # None, text, or what a template finds missing
     return f'{value:.{digits}f}' if math.isfinite(value) else '–'
 
 def known(value) -> bool: return number(value, 2) != '–'
@@ -165,7 +165,7 @@ def ml(value: float) -> str: return f'{value:.{1 if value >= 1 else 2}f} mL'
 
 def point(*mm) -> str: return ', '.join(number(value, 0).replace('-', '\N{MINUS SIGN}') for value in mm)
 
-def moment(summary: dict) -> str: return re.sub(r'(:\d\d)(\.\d+)?\+00:00$', ' UTC', str(summary.get('made', '')).replace('T', ' ', 1))
+def moment(summary: dict) -> str: return re.sub(r'(:\d\d)(\.\d+)?\+00:00$', ' UTC', str(summary.get('made') or '').replace('T', ' ', 1))
 
 def chosen(options: dict) -> list[str]:
     "The options of an annotation in words; what is off or empty is left out."
@@ -197,9 +197,9 @@ def in_words(emboli: list) -> tuple[str, str]:
     total, first = sum(e['volume_ml'] for e in emboli), emboli[0]
     sides = [f'{count} {side}' for side in ('right', 'central', 'left') if (count := sum(e['side'] == side for e in emboli))]
     where = {'right': " on the patient's right", 'left': " on the patient's left", 'central': ' near the middle'}.get(first['side'], '')
-    largest = f"{ml(first['volume_ml'])} and {number(first['longest_mm'], 0)} mm long{where}"
-    if len(emboli) == 1: return f'1 embolus, {ml(total)}', f'{largest[0].upper()}{largest[1:]}.'
-    return f'{len(emboli)} emboli, {ml(total)}', f'The largest: {largest}.' + (f' By side: {", ".join(sides)}.' if sides else '')
+    long = f"{number(first['longest_mm'], 0)} mm long{where}."
+    if len(emboli) == 1: return f'1 embolus, {ml(total)}', f'It is {long}'
+    return f'{len(emboli)} emboli, {ml(total)}', f"The largest: {ml(first['volume_ml'])} and {long}" + (f' By side: {", ".join(sides)}.' if sides else '')
 
 def write_page(path,                     # of the HTML file
                annotation: Annotation) -> Path:
@@ -209,7 +209,7 @@ def write_page(path,                     # of the HTML file
     top, emboli = table.head(SHOWN), table.to_dict('records')
     middle = stood.to_index(centres_of(top)[0]) if emboli else (np.array(stood.shape) - 1) / 2
     trust, (headline, lead) = summary.get('trust') or {}, in_words(emboli)
-    return write_template(path, PAGE, title=f"{summary.get('scan', {}).get('name', '')}: {headline}", headline=headline, lead=lead, emboli=emboli, trust=trust, unsure=any(known(trust.get(key)) for key in ('estimated_dice', 'mean_probability', 'mean_entropy', 'mean_confidence')),
+    return write_template(path, PAGE, title=': '.join(filter(None, [(summary.get('scan') or {}).get('name'), headline])), headline=headline, lead=lead, emboli=emboli, trust=trust, unsure=any(known(trust.get(key)) for key in ('estimated_dice', 'mean_probability', 'mean_entropy', 'mean_confidence')),
                           statement=summary.get('statement') or RESEARCH, overviews=[projection(stood, numbers, axis, middle[axis], list(top.embolus), centres_of(top)) for axis in (1, 2)], slab_mm=SLAB_MM, rows=ROWS,
                           found=findings(volume, stood, numbers, top), nothing=None if emboli else nothing_found(annotation, stood), end='the head' if volume.direction[2, 0] < 0 else 'the feet',
                           shape=volume.shape, spacing=volume.spacing, made=moment(summary), version=summary.get('version', ''),
@@ -223,10 +223,10 @@ BATCH = HEAD + SCALE + '''<style>
 </style><header><h1>{{ headline }}</h1><p class="lead">{{ lead }}</p></header>
 {% if failures %}<details{{ ' open' if failures|length < 9 }}><summary>{{ failures|length }} not annotated</summary>{% for no, file, cause, remedy in failures %}<dl class="why"><dt>Scan</dt><dd>{{ no }}{% if file %} · {{ file }}{% endif %}</dd><dt>Cause</dt><dd>{{ cause }}.</dd>{% if remedy %}<dt>Remedy</dt><dd>{{ remedy }}.</dd>{% endif %}</dl>{% endfor %}</details>{% endif %}
 <main><h2>Studies, largest volume first</h2>{% for s in studies %}<div class="card study"><h3><a href="{{ quoted(s.link) }}">{{ s.scan.name }}</a></h3>
-{% if s.emboli %}<span class="gauge" aria-hidden="true"><i style="width:{{ '%.1f'|format(100 * s.volume_ml / most) }}%"></i></span><span>{{ ml(s.volume_ml) }}, {{ s.emboli }}</span>{% else %}<span class="gauge" aria-hidden="true"></span><span class="soft">none found</span>{% endif %}
+{% if s.emboli %}<span class="gauge" aria-hidden="true"><i style="width:{{ '%.1f'|format(100 * s.volume_ml / most) }}%"></i></span><span><b>{{ ml(s.volume_ml) }}</b> <small class="soft">in {{ s.emboli }}</small></span>{% else %}<span class="gauge" aria-hidden="true"></span><span class="soft">none found</span>{% endif %}
 <span>{% if span(s.trust) %}{{ scale(s.trust) }}{% else %}<small class="soft">Dice not estimated</small>{% endif %}</span>
 <span class="warned">{% if s.trust.warnings %}{{ s.trust.warnings|length }} warning{{ 's' if s.trust.warnings|length > 1 }}{% endif %}</span></div>
-{% else %}<p>None.</p>{% endfor %}<p class="soft"><small>The bar and the first numbers: volume, and how many emboli. The scale: estimated Dice and its interval, from 0 to 1.</small></p></main>''' + FOOT
+{% else %}<p>None.</p>{% endfor %}<p class="soft"><small>Bar and number: volume of all emboli, and how many they are. Scale: estimated Dice with its interval, from 0 to 1.</small></p></main>''' + FOOT
 
 def write_overview(path,                      # of the HTML file
                    summaries: list[dict],     # as in `summary.json`, each with 'link': its page, relative to `path`
