@@ -268,6 +268,12 @@ def test_what_is_not_known_is_not_made_up(tmp_path):
     assert page.text.count('Research only, not for diagnosis') == 2
 
 
+def test_why_there_is_no_estimate(tmp_path):
+    trust = TRUST | dict.fromkeys(('estimated_dice', 'estimated_dice_low', 'estimated_dice_high')) | {'calibration': 'none: several runs were averaged'}
+    page = read(write_page(tmp_path/'p.html', annotate(*body(), trust)))
+    assert 'Not estimated: several runs were averaged. Its own probabilities promise 0.70' in page.text and 'Calibrated' not in page.text
+
+
 def test_options_in_words():
     assert chosen({'threshold': .4, 'flips': True, 'window': 256, 'overlap': .5, 'weights': 'ema', 'new_one': 3}) == \
         ['threshold 0.4', 'mirrored copies averaged', 'windows of 256 pixels', 'overlapping by 0.5', 'ema weights', 'new one 3']
