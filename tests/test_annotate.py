@@ -1,0 +1,237 @@
+"A scan in, a finding out: whatever the scan is, whoever dies meanwhile, and nothing about the patient. Readers of others judge the files."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import SimpleITK
+import torch
+
+from pe_advseg.annotate import Annotator, Options, annotate_all, annotate_scan, find_emboli, load_annotator
+from pe_advseg.annotation import read_annotation, write_nifti
+from pe_advseg.ct import InputError, Volume
+from pe_advseg.dicom import write_series
+from pe_advseg.hospitals import HOSPITALS
+from pe_advseg.inference import Inference
+from pe_advseg.phantom import make_study
+from pe_advseg.phantom_files import write_hospital
+from pe_advseg.volume_files import read_volume
+
+ROOT = Path(__file__).resolve().parent.parent
+FUMPE = ROOT.parent / 'shared' / 'data' / 'FUMPE'
+COMMAND = Path(sys.executable).with_name('pe-advseg')
+
+
+@pytest.fixture(scope='module')
+def annotator(): return load_annotator()
+
+
+@pytest.fixture(scope='module')
+def patient():
+    "One in which the shipped model finds something: asserted, not hoped."
+    study = make_study(HOSPITALS['delta'], 3, (24, 160, 160))
+    return study.volume
+
+
+def turned(volume, signs=(1, 1, 1), degrees=0.):
+    "The same array in another direction."
+    angle = np.radians(degrees)
+    around = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    return Volume(volume.hu, volume.spacing, (12.5, -40., 7.), around @ volume.direction * np.array(signs))
+
+
+def as_files(volume, place, kind):
+    "The scan as one kind of file."
+    if kind == 'DICOM': write_series(volume, place / 'scan', 'Planted^Name', header=dict(PatientID='PLANTED-4711', PatientBirthDate='19500101')); return place / 'scan'
+    if kind == 'NIfTI': write_nifti(place / 'Planted.nii.gz', volume.hu, volume); return place / 'Planted.nii.gz'
+    image = SimpleITK.GetImageFromArray(volume.hu)
+    image.SetSpacing(volume.spacing[::-1]); image.SetOrigin(volume.origin); image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
+    path = place / ('Planted.nrrd' if kind == 'NRRD' else 'Planted.mha')
+    SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+# --- any readable scan ---
+
+@pytest.mark.parametrize('kind', ['DICOM', 'NIfTI', 'NRRD', 'MetaImage'])
+@pytest.mark.parametrize('signs, degrees', [((1, 1, 1), 0), ((-1, 1, 1), 0), ((1, -1, -1), 0), ((1, 1, 1), 10)])
+def test_every_kind_of_scan_gives_the_same_finding_in_the_same_place(tmp_path, annotator, patient, kind, signs, degrees):
+    import highdicom
+    if kind == 'DICOM' and signs[0] < 0: pytest.skip('a DICOM series has no order of its own: it is read towards the head')
+    volume = turned(patient, signs, degrees)
+    target = annotate_scan(as_files(volume, tmp_path, kind), tmp_path / 'out', annotator)
+    mask = nibabel.load(target / 'mask.nii.gz')
+    assert mask.get_data_dtype() == np.uint16 and np.asarray(mask.dataobj).any()
+    inside = np.argwhere(np.asarray(mask.dataobj) > 0)
+    by_nibabel = (inside @ mask.affine[:3, :3].T + mask.affine[:3, 3]) * [-1, -1, 1]               # RAS to LPS
+    seg = highdicom.seg.segread(target / 'segmentation.dcm')
+    found = seg.get_volume(combine_segments=True, relabel=True)
+    by_highdicom = np.argwhere(found.array > 0) @ found.affine[:3, :3].T + found.affine[:3, 3]
+    order = lambda points: points[np.lexsort(np.round(points, 2).T)]
+    assert np.abs(order(by_nibabel) - order(by_highdicom)).max() < .02
+    # where the clot is does not depend on how the file was turned: the brightness under it is that of the array
+    index = np.rint((by_nibabel - volume.origin) @ np.linalg.inv(volume.direction * volume.spacing).T).astype(int)
+    straight = find_emboli('x.nii.gz', patient, annotator).numbers > 0
+    same = np.zeros_like(straight); same[tuple(index.T)] = True
+    if signs == (1, 1, 1): assert np.array_equal(same, straight)
+    else: assert 0 <= np.median(volume.hu[same]) <= 200                       # the network sees it turned: another finding, on tissue of the same kind
+    assert (target / 'scan').is_dir() == (kind != 'DICOM')
+
+
+def test_no_finding_is_a_result(tmp_path, annotator, patient):
+    scan = as_files(patient, tmp_path, 'DICOM')
+    target = annotate_scan(scan, tmp_path / 'out', annotator, Options(smallest_mm3=1e9, rtstruct=True))
+    summary = json.loads((target / 'summary.json').read_text())
+    assert (summary['result'], summary['emboli'], summary['volume_ml']) == ('no pulmonary embolism found', 0, 0)
+    assert not np.asarray(nibabel.load(target / 'mask.nii.gz').dataobj).any() and len(pd.read_csv(target / 'emboli.csv')) == 0
+    seg = pydicom.dcmread(target / 'segmentation.dcm')
+    assert seg.SegmentSequence[0].SegmentLabel == 'no pulmonary embolism found' and not seg.pixel_array.any() and seg.ContentLabel == 'NO_FINDING'
+    assert 'No pulmonary embolism found' in (target / 'report.html').read_text()
+    assert summary['trust']['estimated_dice'] is None
+
+
+# --- nothing about the patient, everything about the training ---
+
+@pytest.mark.parametrize('pseudonym', [None, 'P7'])
+def test_names_stay_where_dicom_demands_them(tmp_path, annotator, patient, pseudonym):
+    place = tmp_path / 'Planted Patient'
+    scan = as_files(patient, place, 'DICOM')
+    out = tmp_path / 'out'
+    annotate_all(scan, out, (), Options(rtstruct=True, pseudonym=pseudonym), workers=0, progress=False)
+    allowed = {'segmentation.dcm', 'rtstruct.dcm'} if pseudonym is None else set()
+    for path in out.rglob('*'):
+        if path.is_dir(): continue
+        content = path.read_bytes() if path.suffix != '.gz' else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
+        holds = bool(re.search(rb'Planted|PLANTED|4711|19500101', content))
+        assert holds == (path.name in allowed), path.name
+        assert 'lanted' not in str(path.relative_to(out))
+    if pseudonym: assert pydicom.dcmread(next(out.glob('study-*')) / 'segmentation.dcm').PatientID == 'P7'
+
+
+def test_every_output_says_that_the_training_was_synthetic(tmp_path, annotator, patient):
+    words = b'Synthetic training, research only, not for diagnosis'
+    scan = as_files(patient, tmp_path, 'DICOM')
+    annotate_all(scan, tmp_path / 'out', (), Options(rtstruct=True), workers=0, progress=False)
+    files = [path for path in (tmp_path / 'out').rglob('*') if path.is_file()]
+    assert {'segmentation.dcm', 'rtstruct.dcm', 'mask.nii.gz', 'probability.nii.gz', 'confidence.nii.gz', 'emboli.csv', 'summary.json', 'report.html', 'index.html', 'annotations.csv'} == {path.name for path in files}
+    for path in files:
+        content = path.read_bytes() if path.suffix != '.gz' else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
+        assert words in content, path.name
+
+
+def test_a_page_asks_nobody_for_anything(tmp_path, annotator, patient):
+    target = annotate_scan(as_files(patient, tmp_path, 'DICOM'), tmp_path / 'out', annotator)
+    page = (target / 'report.html').read_text()
+    assert not re.search(r'(?i)(src|href)\s*=\s*["\']?(https?:)?//|<script|@import|url\((?!["\']?data:)', page)
+    assert 'viewport' in page and len(page) < 1_500_000
+
+
+# --- whole or not at all, on and on ---
+
+_HALF = '''
+import os, sys
+from pe_advseg import annotate
+def dies(*arguments, **options): os.kill(os.getpid(), 9)
+annotate.write_page = dies
+annotate.annotate_scan(sys.argv[1], sys.argv[2])
+'''
+
+
+def test_a_killed_annotator_leaves_nothing_that_counts(tmp_path, annotator, patient):
+    scan, out = as_files(patient, tmp_path, 'DICOM'), tmp_path / 'out'
+    killed = subprocess.run([sys.executable, '-c', _HALF, str(scan), str(out)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert not list(out.glob('study-*'))
+    target = annotate_scan(scan, out, annotator)
+    assert read_annotation(target, read_volume(scan)).summary['what'] == 'annotation'
+
+
+def test_a_batch_goes_on_past_bad_scans_and_dead_workers(tmp_path, monkeypatch):
+    hospital = write_hospital(tmp_path / 'valley', 'valley', 4, (12, 64, 64), mask=None, workers=1, progress=False)
+    folders = sorted(path for path in hospital.iterdir() if path.is_dir())
+    for file in sorted(folders[1].rglob('*.dcm'))[5:6]: file.unlink()                     # a slice is lost
+    for file in folders[2].rglob('*.dcm'): file.write_bytes(b'')
+    command = [COMMAND, 'annotate', hospital, '--out', tmp_path / 'out', '--workers', '2']
+    environment = os.environ | {'COLUMNS': '200', 'TERM': 'dumb'}
+    first = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert first.returncode == 1 and 'Traceback' not in first.stderr, first.stderr[-2000:]
+    assert 'gap' in first.stderr and 'study-' in first.stdout and 'Synthetic training' in first.stdout
+    table = pd.read_csv(tmp_path / 'out' / 'annotations.csv')
+    assert (table.result == 'not annotated').sum() >= 1 and table.study.notna().sum() == 2 and table.remedy.notna().sum() >= 1
+    assert not any(path.name in first.stdout + first.stderr + (tmp_path / 'out' / 'index.html').read_text() for path in folders)      # folders may be called like patients
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('study-*/*')}
+    again = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert again.stdout.count('(was there)') == 2
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('study-*/*')}
+
+
+def test_a_scan_that_kills_its_worker_costs_itself(tmp_path, monkeypatch):
+    hospital = write_hospital(tmp_path / 'valley', 'valley', 2, (12, 64, 64), mask=None, workers=1, progress=False)
+    worker = "import os, sys\nfrom pe_advseg import annotate as a\nold = a._annotate\ndef new(scan, *rest):\n    if scan.name == sys.argv[3]: os.kill(os.getpid(), 9)\n    return old(scan, *rest)\na._annotate = new\n"
+    script = tmp_path / 'script.py'
+    script.write_text(worker + "if __name__ == '__main__':\n    results = a.annotate_all(sys.argv[1], sys.argv[2], workers=2, progress=False)\n    print([bool(r.target) for r in results], [r.cause for r in results])\n")
+    victim = sorted(path.name for path in hospital.iterdir() if path.is_dir())[0]
+    done = subprocess.run([sys.executable, script, hospital, tmp_path / 'out', victim], capture_output=True, text=True)
+    assert '[False, True]' in done.stdout and 'ended the process' in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+def test_nothing_is_overwritten(tmp_path, annotator, patient):
+    scan = as_files(patient, tmp_path, 'NIfTI')
+    target = annotate_scan(scan, tmp_path / 'out', annotator)
+    before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match='other runs or options'): annotate_scan(scan, tmp_path / 'out', annotator, Options(threshold=.4))
+    assert before == {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
+
+
+# --- inference ---
+
+@pytest.mark.parametrize('batch', [1, 3, 24])
+def test_the_batch_does_not_change_the_result(annotator, patient, batch):
+    "Tolerance: one unit of the stored byte, 0.004 of probability."
+    other = load_annotator((), Inference(batch=batch))
+    ours, theirs = (find_emboli('x.nii.gz', patient, a) for a in (annotator, other))
+    assert np.abs(ours.probability.astype(int) - theirs.probability).max() <= 1
+    assert np.abs(ours.confidence.astype(int) - theirs.confidence).max() <= 1
+    assert np.array_equal(ours.numbers, theirs.numbers)
+    assert ours.summary['options'] == theirs.summary['options']
+
+
+@pytest.mark.parametrize('change', [dict(flips=True), dict(window=96, overlap=.25), dict(precision='bf16'), dict(weights='ema')])
+def test_ways_to_apply_a_network_agree_on_what_is_plain(annotator, patient, change):
+    "Mirrored, in windows, in half precision: another number here and there, not another finding."
+    ours, theirs = find_emboli('x.nii.gz', patient, annotator), find_emboli('x.nii.gz', patient, load_annotator((), Inference(**change)))
+    a, b = ours.numbers > 0, theirs.numbers > 0
+    assert 2 * (a & b).sum() / (a.sum() + b.sum()) > .7 and theirs.summary['options'] | change == theirs.summary['options']
+
+
+def test_an_ensemble_is_the_mean_of_its_runs(annotator, patient):
+    twice = Annotator(annotator.predictors * 2, annotator.runs * 2, annotator.trusts * 2)
+    one, two = find_emboli('x.nii.gz', patient, annotator), find_emboli('x.nii.gz', patient, twice)
+    assert np.abs(one.probability.astype(int) - two.probability).max() <= 1 and len(two.summary['runs']) == 2
+    assert two.summary['trust']['estimated_dice'] is None                       # an ensemble was never calibrated
+
+
+def test_a_network_that_predicts_no_numbers_is_not_believed(patient):
+    broken = load_annotator()
+    with torch.no_grad(): next(broken.predictors[0].network.parameters()).fill_(float('nan'))
+    with pytest.raises(ValueError, match='not numbers'): find_emboli('x.nii.gz', patient, broken)
+
+
+@pytest.mark.skipif(not FUMPE.is_dir(), reason='the real patient lies in ../shared/data/FUMPE, which this checkout does not have')
+def test_the_real_anonymised_patient(tmp_path, annotator):
+    "Dates and UIDs of '0': reading, SEG and page all the same. A few of its slices, for speed."
+    scan = tmp_path / 'scan'; scan.mkdir()
+    for file in sorted((FUMPE / 'CT_scans' / 'PAT029').glob('*.dcm'))[80:92]: shutil.copy(file, scan)
+    target = annotate_scan(scan, tmp_path / 'out', annotator, Options(rtstruct=True))
+    volume = read_volume(scan)
+    assert read_annotation(target, volume).volume.shape == (12, 512, 512)
+    assert pydicom.dcmread(target / 'segmentation.dcm').StudyInstanceUID.startswith('2.25.')
