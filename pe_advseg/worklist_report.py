@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'expected_dice', 'correction_orders', 'correction_jobs', 'picked_table', 'strategy_table', 'over_budgets',
-           'worklist_figure', 'what_was_seen']
+           'worklist_figure', 'what_was_seen', 'before_and_after']
 
 # %% ../nbs/53a_worklist_report.ipynb #1d90e1ab
 from pathlib import Path
@@ -108,3 +108,18 @@ def what_was_seen(summary: pd.DataFrame) -> str:
         where = 'above chance' if row.low > 0 else 'below chance' if row.high < 0 else 'not told apart from chance'
         said.append(f'{row.method.replace("_", " ")} {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}] ({where}; better in {row.seeds_above_random} of {row.seeds} seeds)')
     return f'Mean Dice over all budgets, difference from random order, {summary.patients.max()} patients: ' + ', '.join(said) + '. Intervals are over patients, not over seeds or hospitals.'
+
+# %% ../nbs/53a_worklist_report.ipynb #b8780f3c
+def before_and_after(scores: pd.DataFrame) -> Figure:
+    "A line per patient with embolism, from `method` 'before' to 'after'; the title has the mean difference and its 95 % interval."
+    ill = scores[scores.clot_ml > 0].groupby(['patient', 'method']).dice.mean().unstack()[['before', 'after']]
+    figure, axis = plt.subplots(figsize=(5, 4), layout='constrained')
+    for before, after in ill.to_numpy(): axis.plot([0, 1], [before, after], color='#0072B2' if after > before else '#D55E00', marker='o', linewidth=1.2)
+    axis.plot([0, 1], ill.mean(), color='#000000', marker='s', linewidth=3)
+    gain = paired_bootstrap(ill.after, ill.before)
+    interval = f' [{gain.low:+.3f}, {gain.high:+.3f}]' if np.isfinite(gain.low) else ''
+    false = scores.groupby('method').false_positive_ml.mean()
+    axis.set(xlim=(-.2, 1.2), xticks=[0, 1], xticklabels=[f'{name}\n{false[name]:.1f} mL falsely drawn' for name in ('before', 'after')], ylim=(0, 1), ylabel='Dice',
+             title=f'{len(ill)} kept patients with embolism: {gain.value:+.3f}{interval}')
+    plt.close(figure)
+    return figure
