@@ -42,7 +42,7 @@ def _slice_tags(volume, index, number, patient_id, series_description, seed_uid)
         FrameOfReferenceUID=make_uid(reference[0], 'frame'), PatientName=patient_id if '^' in patient_id else f'{patient_id}^', PatientID=patient_id, PatientBirthDate='', PatientSex='',
         StudyDate='', StudyTime='', ContentDate='', ContentTime='', AccessionNumber='', ReferringPhysicianName='', StudyID='',
         Manufacturer='pe_advseg', Modality='CT', SeriesDescription=series_description, SeriesNumber=1, AcquisitionNumber=1, InstanceNumber=number,
-        PatientPosition='HFS', PositionReferenceIndicator='', KVP='', SliceThickness=_decimal(volume.spacing[:1])[0],
+        BodyPartExamined='CHEST', PatientPosition='HFS', PositionReferenceIndicator='', KVP='', SliceThickness=_decimal(volume.spacing[:1])[0],
         PixelSpacing=_decimal(volume.spacing[1:]), ImagePositionPatient=_decimal(volume.to_patient([index, 0, 0])),
         ImageOrientationPatient=_decimal([*volume.direction[:, 2], *volume.direction[:, 1]]),
         Rows=volume.shape[1], Columns=volume.shape[2], SamplesPerPixel=1, PhotometricInterpretation='MONOCHROME2',

@@ -143,7 +143,9 @@ def load_predictors(runs, options: Inference = Inference()) -> list[Predictor]:
     for run in map(Path, runs):
         if not (run / 'config.json').is_file(): raise ValueError(f'{run.name} is no run: it has no config.json. Runs are the folders in runs/.')
         network, config = load_network(run, options.weights)
-        loaded.append(Predictor(run.name, weights_digest(network), network, config, load_discriminator(run, network), pixel_size(run), options))
+        judge = load_discriminator(run, network)
+        for part in filter(None, (network, judge)): part.to(memory_format=torch.channels_last)      # convolutions on a CPU take about half the time
+        loaded.append(Predictor(run.name, weights_digest(network), network, config, judge, pixel_size(run), options))
     if not loaded: raise ValueError('no run was given')
     return loaded
 
