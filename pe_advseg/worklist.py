@@ -6,7 +6,7 @@
 __all__ = ['FACTS', 'STRATEGIES', 'NEEDS', 'doubt', 'annotation_facts', 'run_facts', 'study_embedding', 'spread_out', 'possible',
            'rank', 'corrected_scans', 'embed_scans', 'queue', 'worklist_table']
 
-# %% ../nbs/53_worklist.ipynb #53ec8dd4
+# %% ../nbs/53_worklist.ipynb #85c16851
 import hashlib
 import json
 from pathlib import Path
@@ -18,8 +18,11 @@ import torch
 from .annotation import read_summary
 from .cache import CachedStudy
 from .ct import InputError, resample_in_plane
+from .datasets import find_studies
+from .dicom import pixel_digest
 from .inference import Predictor, body_box, network_input, predict_slices
 from .probability import STEP, entropy_bits, to_bytes
+from .volume_files import read_volume
 
 # %% ../nbs/53_worklist.ipynb #b31b3eeb
 def doubt(probability: np.ndarray,               # uint8 (z, y, x) in units of `STEP`
@@ -39,21 +42,26 @@ def doubt(probability: np.ndarray,               # uint8 (z, y, x) in units of `
     where = doubtful[probability] | (found > 0)
     return dict(entropy=float(mean), confidence=float((confidence[where] if where.any() else confidence).mean() * STEP))
 
-# %% ../nbs/53_worklist.ipynb #cac0c607
+# %% ../nbs/53_worklist.ipynb #fc4e25e6
 FACTS = ('study', 'digest', 'volume_ml', 'entropy', 'confidence', 'estimated_dice')
+
+def _doubt_of_arrays(folder: Path, summary: dict) -> dict:
+    import nibabel
+    try:
+        files = {name: nibabel.load(folder / f'{name}.nii.gz') for name in ('mask', 'probability', 'confidence') if (folder / f'{name}.nii.gz').exists()}
+        stored = {name: np.asarray(file.dataobj.get_unscaled()) for name, file in files.items()}
+        return doubt(stored['probability'], stored.get('confidence'), stored['mask'], float(np.prod(summary['scan']['spacing_mm'])) / 1000)
+    except Exception as error: raise InputError(folder.name, f'its arrays cannot be read ({type(error).__name__})', 'Make the annotation again') from None
 
 def annotation_facts(out) -> pd.DataFrame:            # columns `FACTS`
     "From every `study-*` folder in OUT. InputError if there is none, one is damaged, or they were made with different runs."
-    import nibabel
     rows, runs = [], set()
     for folder in sorted(Path(out).glob('study-*')):
         summary = read_summary(folder)
         runs.add(tuple(run['weights'] for run in summary['runs']))
-        try:
-            files = {name: nibabel.load(folder / f'{name}.nii.gz') for name in ('mask', 'probability', 'confidence') if (folder / f'{name}.nii.gz').exists()}
-            stored = {name: np.asarray(file.dataobj.get_unscaled()) for name, file in files.items()}
-            numbers = doubt(stored['probability'], stored.get('confidence'), stored['mask'], float(np.prod(summary['scan']['spacing_mm'])) / 1000)
-        except Exception as error: raise InputError(folder.name, f'its arrays cannot be read ({type(error).__name__})', 'Make the annotation again') from None
+        numbers = summary.get('doubt')                     # kept since it was annotated; else from the arrays, which takes seconds a scan
+        if numbers: numbers = {name: np.nan if value is None else value for name, value in numbers.items()}
+        else: numbers = _doubt_of_arrays(folder, summary)
         estimated = (summary.get('trust') or {}).get('estimated_dice')
         rows.append(dict(study=folder.name, digest=summary['scan']['digest'], volume_ml=summary['volume_ml'], **numbers, estimated_dice=np.nan if estimated is None else estimated))
     if not rows: raise InputError(Path(out).name, 'holds no annotated scans', 'Annotate scans first: `pe-advseg annotate SCANS --out OUT`')
@@ -136,7 +144,7 @@ def rank(facts: pd.DataFrame,                     # see `annotation_facts`; for 
     listed.insert(0, 'rank', range(1, len(listed) + 1))
     return listed.head(len(listed) if count is None else count)
 
-# %% ../nbs/53_worklist.ipynb #0c8457b4
+# %% ../nbs/53_worklist.ipynb #d4ae37f7
 def corrected_scans(store) -> dict[str, Path]:              # digest -> the scan
     "What a corrections store holds; empty where there is no store yet. InputError if one of its records is damaged."
     found = {}
@@ -145,25 +153,20 @@ def corrected_scans(store) -> dict[str, Path]:              # digest -> the scan
         except (OSError, ValueError, KeyError, TypeError): raise InputError(path.parent.name, 'its scan.json cannot be read', 'Restore it from a copy, or move the folder away') from None
     return found
 
-def embed_scans(predictor: Predictor, scans: list) -> dict[str, np.ndarray]:      # digest -> embedding
-    "Of every scan (folder or file) that can be read."
-    from pe_advseg.dicom import pixel_digest
-    from pe_advseg.volume_files import read_volume
-    found = {}
-    for scan in scans:
-        volume = read_volume(scan)
-        found[pixel_digest(volume)] = study_embedding(predictor, volume)
-    return found
+def embed_scans(predictor: Predictor, scans) -> dict[str, np.ndarray]:      # digest -> embedding
+    "Of every scan in a folder, in any layout that `datasets` knows; their masks are not read."
+    volumes = (read_volume(study.scan) for study in find_studies(scans))
+    return {pixel_digest(volume): study_embedding(predictor, volume) for volume in volumes}
 
 def queue(out,                        # folder of annotations
           strategy: str = 'entropy',
           store='',                   # of corrections; '' = none
           count: int | None = None, seed: int = 0,
-          scans: list = (), predictor: Predictor | None = None,   # for diversity: paths of the annotated scans, and what sees them
+          scans='', predictor: Predictor | None = None,   # for diversity: folder of the annotated scans, and what sees them
          ) -> pd.DataFrame:           # as of `rank`; no row when everything has been corrected
     "Which annotated scans to look at next. InputError for damaged folders, ValueError for a strategy that cannot be had."
     facts, done, labelled = annotation_facts(out), corrected_scans(store), None
-    if strategy == 'diversity' and predictor and len(scans):
+    if strategy == 'diversity' and predictor and str(scans):
         seen = embed_scans(predictor, scans)
         facts = facts.assign(embedding=facts.digest.map(seen))
         unseen = facts[facts.embedding.isna() & ~facts.digest.isin(done)]
