@@ -17,7 +17,7 @@ from . import __version__
 from .ct import Volume
 from .dicom import make_uid
 from .paths import whole_file
-from .segmentation import ARTERY, COLOURS, EMBOLUS, NO_FINDING, RESEARCH, _short, clean_headers, drawn_by, embolus_labels, identity, number_segments, person
+from .segmentation import ARTERY, COLOURS, EMBOLUS, NO_FINDING, RESEARCH, clean_headers, drawn_by, embolus_labels, identity, number_segments, person, short_text
 
 # %% ../nbs/50e_rtstruct.ipynb #262b6e02
 STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])      # right, down, left, up; (y, x)
@@ -84,10 +84,10 @@ def _picture(header): return _items(ReferencedSOPClassUID=header.SOPClassUID, Re
 
 def _contour_items(segments: np.ndarray, number: int, box: tuple, volume: Volume, headers: list) -> list[pydicom.Dataset]:
     "The contours of one embolus, which lies in the box (slices of z, y, x)."
-    items, (z, y, x), steps = [], (part.start for part in box), volume.direction[:, 1:] * volume.spacing[1:]
+    items, (z, y, x), axes = [], (part.start for part in box), np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float)[::-1]
     for header, level in zip(headers[z:], segments[box] == number):
         for polygon in contours(level):
-            points = (polygon + (y, x)) @ steps.T + np.array(header.ImagePositionPatient, float)
+            points = (polygon + (y, x)) * volume.spacing[1:] @ axes + np.array(header.ImagePositionPatient, float)
             items.append(_items(ContourImageSequence=[_picture(header)], ContourGeometricType='CLOSED_PLANAR', NumberOfContourPoints=len(points), ContourData=[f'{v:.4f}' for v in points.ravel()]))
     return items
 
@@ -122,7 +122,7 @@ def write_rtstruct(path,                      # of the DICOM RTSTRUCT; written w
     No embolus gives one region called `NO_FINDING` without contours. Raises InputError."""
     segments, found = number_segments(numbers, volume.shape)
     headers, first = clean_headers(volume, folder)
-    (kind, by_hand), labels, statement, uid = drawn_by(algorithm, reviewer), embolus_labels(found), _short(statement), pydicom.uid.generate_uid(prefix=None)
+    (kind, by_hand), labels, statement, uid = drawn_by(algorithm, reviewer), embolus_labels(found), short_text(statement), pydicom.uid.generate_uid(prefix=None)
     dataset = _structure_set(headers, labels, kind, reviewer, statement)
     dataset.ROIContourSequence = [_items(ReferencedROINumber=n, ROIDisplayColor=list(COLOURS[(n - 1) % len(COLOURS)])) for n in range(1, len(labels) + 1)]
     for n, box in enumerate(ndimage.find_objects(segments), 1): dataset.ROIContourSequence[n - 1].ContourSequence = _contour_items(segments, n, box, volume, headers)

@@ -11,7 +11,7 @@ import dataclasses
 from .annotation import study_name, whole_folder
 from .ct import Volume
 from .dicom import pixel_digest, write_series
-from .segmentation import identity
+from .segmentation import identity, right_angles
 
 # %% ../nbs/49_source_series.ipynb #822c2a44
 DERIVED = {'ImageType': ['DERIVED', 'SECONDARY', 'AXIAL'], 'DerivationDescription': 'The voxels of a scan that has no DICOM file per slice'}
@@ -27,6 +27,7 @@ def source_series(volume: Volume,
     "The scan as a CT series without identity. Raises InputError for a folder that is there or a pseudonym that cannot be written."
     name = study_name(volume) if pseudonym is None else identity({}, pseudonym)['PatientID']
     place = ' '.join(f'{number:.4f}' for number in volume.affine().ravel())
+    upright = dataclasses.replace(volume, direction=right_angles(volume.direction))
     with whole_folder(folder) as making:
-        sources = write_series(volume, making, name, series_description='scan, converted for annotation', seed_uid=f'{pixel_digest(volume)} {place}', header=DERIVED)
+        sources = write_series(upright, making, name, series_description='scan, converted for annotation', seed_uid=f'{pixel_digest(volume)} {place}', header=DERIVED)
     return dataclasses.replace(volume, sources=sources)

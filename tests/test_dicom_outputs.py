@@ -27,7 +27,7 @@ from pe_advseg.findings import number_emboli
 from pe_advseg.masks import read_seg_mask
 from pe_advseg.phantom_files import FUMPE_BLANKS, write_hospital
 from pe_advseg.rtstruct import contours, write_rtstruct
-from pe_advseg.segmentation import NO_FINDING, RESEARCH, WHO, write_segmentation
+from pe_advseg.segmentation import NO_FINDING, PLACE, RESEARCH, WHO, write_segmentation
 from pe_advseg.source_series import has_slice_files, source_series
 from pe_advseg.volume_files import read_volume
 
@@ -73,10 +73,10 @@ def written(folder, case='plain', header=None, name='PAT', **options):
     return volume, mask, scan, mask[tuple(index.T)].reshape(scan.shape)
 
 
-def placed(points, numbers, volume):
-    "Numbers at points of the patient (LPS mm), on the grid of the volume."
+def placed(points, numbers, volume, tolerance=1e-2):
+    "Numbers at points of the patient (LPS mm), on the grid of the volume; tolerance in voxels."
     index = volume.to_index(points)
-    assert np.abs(index - np.rint(index)).max() < 1e-2
+    assert np.abs(index - np.rint(index)).max() < tolerance
     grid = np.zeros(volume.shape, np.int64)
     grid[tuple(np.rint(index).astype(int).T)] = numbers
     return grid
@@ -87,12 +87,12 @@ def number_of(label): return int(label.split()[-1])
 
 # ---- readers of others
 
-def by_highdicom(path, volume):
+def by_highdicom(path, volume, tolerance=1e-2):
     seg = highdicom.seg.segread(path)
     numbers = np.array([0, *(number_of(seg.get_segment_description(n).segment_label) for n in seg.segment_numbers)])
     read = seg.get_volume(combine_segments=True)
     index = np.argwhere(read.array)
-    return placed(index @ read.affine[:3, :3].T + read.affine[:3, 3], numbers[read.array[tuple(index.T)]], volume)
+    return placed(index @ read.affine[:3, :3].T + read.affine[:3, 3], numbers[read.array[tuple(index.T)]], volume, tolerance)
 
 
 def dcmqi_tool():
@@ -150,7 +150,7 @@ def conforms():
 HEADERS = {'as written': {}, 'FUMPE': FUMPE_BLANKS, 'anonymised': dict.fromkeys((*WHO, 'StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID', 'Manufacturer', 'SliceThickness')),
            'hostile': {'SpecificCharacterSet': 'ISO_IR 192', 'PatientName': 'a^b^c^d^e^f=g=h=i', 'PatientID': 'x' * 300, 'PatientSex': 'male', 'PatientBirthDate': '1960', 'StudyDate': '20261399', 'StudyTime': 'noon',
                        'StudyID': '../../x' * 9, 'AccessionNumber': 'a\0b\n', 'ReferringPhysicianName': '\u202egpj', 'StudyInstanceUID': '1.2.' + '3' * 70, 'FrameOfReferenceUID': 'none of it'},
-           'lossy': {'LossyImageCompression': '01', 'LossyImageCompressionRatio': '10', 'LossyImageCompressionMethod': 'ISO_15444_1'}}
+           'lossy': {'LossyImageCompression': '01', 'LossyImageCompressionRatio': '10', 'LossyImageCompressionMethod': 'ISO_15444_1'}, 'old dates': {'StudyDate': '2020.01.02', 'PatientBirthDate': '19600102-19700102', 'StudyTime': '10:15:00', 'PatientSex': 'M'}, 'lossy, untold': {'LossyImageCompression': '01'}}
 WAYS = {'plain': {}, 'pseudonym': dict(pseudonym='case7'), 'corrected': dict(reviewer='Lee^Ann', statement='Synthetic training, research only, not for diagnosis'),
         'by hand': dict(reviewer='Ann Lee', algorithm=''), 'hostile reviewer': dict(reviewer='=a\\b^c^d^e^f^g\0' + 'x' * 90, algorithm='a\\b\0' + 'y' * 90, statement='s' * 200)}
 
@@ -165,6 +165,23 @@ def test_every_seg_and_rtstruct_conforms(tmp_path, conforms, header):
             assert conforms(seg) == conforms(rtstruct) == []
     history = write_segmentation(tmp_path/'history.dcm', mask, scan, tmp_path/'scan', per_embolus=False, reviewer='Lee^Ann', history='began as run a\\b\0\n' + 'h' * 2000)
     assert conforms(history) == []
+
+
+@pytest.mark.parametrize('value', [b'\xff\xfe\\..\\', b'^=^=^=^=^^^^^^', b'9' * 400, b'\x1b$B'])
+def test_bytes_that_are_no_values(tmp_path, conforms, value):
+    "In every tag that is looked at; the scan may be refused, by name of the file."
+    refused = set()
+    for keyword in (*WHO, *PLACE, 'SpecificCharacterSet'):
+        folder, tag = tmp_path/keyword, pydicom.tag.Tag(keyword)
+        _, _, scan, mask = written(folder, header={'LossyImageCompression': '01'})
+        for path in sorted(folder.iterdir()):
+            dataset = pydicom.dcmread(path)
+            dataset._dict[tag] = pydicom.dataelem.RawDataElement(tag, pydicom.datadict.dictionary_VR(tag), len(value), value, 0, False, True)
+            dataset.save_as(path)
+        try: scan = read_series(folder)
+        except InputError: refused.add(keyword); continue
+        for write in (write_segmentation, write_rtstruct): conforms(write(tmp_path/'out.dcm', mask, scan, folder))
+    assert refused <= {'SOPClassUID', 'SOPInstanceUID', 'SeriesInstanceUID', 'Rows', 'Columns', 'ImagePositionPatient'}
 
 
 def test_every_series_conforms(tmp_path, conforms):
@@ -240,6 +257,21 @@ def test_any_shape_comes_back_from_contours():
             again = np.zeros_like(mask)
             for polygon in contours(mask): again ^= polygon2mask(mask.shape, polygon)
             assert (again == mask).all()
+
+
+def test_any_shape_comes_back_from_rounded_corners():
+    "OpenCV, as rt-utils uses it: corners rounded to whole pixels, all polygons of a slice filled at once, borders drawn."
+    cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed, or lacks libGL', exc_type=ImportError)
+    random = np.random.default_rng(0)
+    for share in np.linspace(.02, .98, 25):
+        for _ in range(8):
+            mask = random.random(random.integers(1, 24, 2)) < share
+            again = np.zeros(mask.shape, np.uint8)
+            cv2.fillPoly(again, [np.around(polygon[:, ::-1]).astype(np.int32) for polygon in contours(mask)], 1)
+            assert (again == mask).all()
+
+
+def test_rings_in_rings_have_their_area():
     rings = np.zeros((21, 21), bool)
     for n in range(0, 10, 2): rings[n:21 - n, n:21 - n] = True; rings[n + 1:20 - n, n + 1:20 - n] = False
     assert len(contours(rings)) == 5
@@ -257,6 +289,8 @@ def test_who_drew_it(tmp_path, options, kind):
     assert {segment.SegmentAlgorithmType for segment in seg.SegmentSequence} == {region.ROIGenerationAlgorithm for region in rtstruct.StructureSetROISequence} == {kind}
     assert str(seg.get('ContentCreatorName', '')) == str(rtstruct.RTROIObservationsSequence[0].ROIInterpreter) == options.get('reviewer', '')
     assert ('by hand' in seg.SeriesDescription) == ('by hand' in rtstruct.SeriesDescription) == (kind != 'AUTOMATIC')
+    places = lambda dataset: [element.keyword for element in dataset.iterall() if element.VR != 'SQ' and 'Lee^Ann' in str(element.value)]
+    assert (places(seg), {*places(rtstruct)}) == ((['ContentCreatorName'], {'ROIInterpreter'}) if options else ([], set()))
     equipment = [item for item in seg.ContributingEquipmentSequence if item.PurposeOfReferenceCodeSequence[0].CodeValue == codes.DCM.ModifyingEquipment.value]
     assert [item.ContributionDescription for item in equipment] == {'AUTOMATIC': [], 'SEMIAUTOMATIC': ['run demo'], 'MANUAL': ['manual']}[kind]
     assert all(('SegmentationAlgorithmIdentificationSequence' in segment) == (kind != 'MANUAL') for segment in seg.SegmentSequence)
@@ -326,6 +360,18 @@ def test_a_scan_without_slice_files_gets_some(tmp_path, conforms):
         assert (by_highdicom(seg, volume) == mask).all() and (by_polygons(rtstruct, scan, volume) == mask).all(), name
 
 
+@pytest.mark.parametrize('off', [1e-7, 1e-4, 5e-4, 9e-4])
+def test_axes_that_are_not_quite_perpendicular(tmp_path, conforms, off):
+    "A `Volume` may be a thousandth off, DICOM's axes may not: the far corner moves by less than a third of a pixel."
+    volume, mask = make_volume('oblique'), emboli()
+    volume = dataclasses.replace(volume, direction=volume.direction + off * volume.direction[:, [1, 2, 0]] * [0, 1, 0])
+    scan = source_series(volume, tmp_path/'scan')
+    seg, rtstruct = write_segmentation(tmp_path/'seg.dcm', mask, scan, tmp_path/'scan'), write_rtstruct(tmp_path/'rt.dcm', mask, scan, tmp_path/'scan')
+    assert conforms(seg) == conforms(rtstruct) == conforms(tmp_path/'scan'/scan.sources[0].file) == []
+    assert (by_highdicom(seg, volume, .3) == mask).all() and (read_seg_mask(seg, scan, 'seg')[0] == (mask > 0)).all()
+    assert (by_polygons(rtstruct, tmp_path/'scan', read_series(tmp_path/'scan')) == mask).all()
+
+
 def test_a_source_series_is_always_the_same_and_nobodys(tmp_path):
     volume, bytes_of = make_volume(), lambda folder: [path.read_bytes() for path in sorted(folder.iterdir())]
     folders = [tmp_path/name for name in 'abcd']
@@ -357,6 +403,16 @@ def test_names_are_where_dicom_demands_them_and_nowhere_else(tmp_path):
     for write in (write_segmentation, write_rtstruct):
         with pytest.raises(InputError) as caught: write(tmp_path/'z.dcm', mask[:-1], scan, folder)
         assert PLANTED not in str(caught.value)
+
+
+def test_names_in_any_script_are_kept(tmp_path, conforms):
+    real = {'PatientName': 'Yamada^Tarou=\u5c71\u7530^\u592a\u90ce=\u3084\u307e\u3060^\u305f\u308d\u3046', 'PatientID': '\u00dc-7', 'StudyDate': '20200229', 'StudyTime': '101112.25', 'PatientBirthDate': '19600102', 'PatientSex': 'F',
+            'StudyID': 'A 1', 'AccessionNumber': '0012', 'ReferringPhysicianName': 'M\u00fcller^J\u00fcrgen'}
+    _, _, scan, mask = written(tmp_path/'scan', header=real | {'SpecificCharacterSet': 'ISO_IR 192'})
+    for write in (write_segmentation, write_rtstruct):
+        kept = pydicom.dcmread(write(tmp_path/'x.dcm', mask, scan, tmp_path/'scan'))
+        assert {keyword: str(kept[keyword].value) for keyword in real} == real
+        assert conforms(tmp_path/'x.dcm') == []
 
 
 # ---- whole or not at all
