@@ -198,13 +198,15 @@ def read_image_mask(path, volume: Volume, file: str, interpret=binary_mask, like
     return np.ascontiguousarray(mask), '; '.join(filter(None, (note, aligned)))
 
 # %% ../nbs/11b_masks.ipynb #aa076f79
-def _segment_numbers(dataset, file) -> list[int]:
+def _segment_numbers(dataset, file) -> dict[int, int]:  # number of the segment -> number of the embolus
     "The segments that are clots. Raises MaskError if there are several and none says so."
     segments = list(dataset.get('SegmentSequence') or [])
     clot = [s for s in segments if re.search('embol|thromb|clot', ' '.join([str(s.get('SegmentLabel', '')), *(str(code.get('CodeMeaning', ''))
             for code in s.get('SegmentedPropertyTypeCodeSequence', []))]), re.IGNORECASE)]
     if not segments or len(segments) > 1 and not clot: raise MaskError(file, f'has {len(segments)} segments, none of them called embolus or thrombus', 'Keep the clot segment, or label it')
-    return [int(s.SegmentNumber) for s in (clot or segments)]
+    own, labels = [int(s.SegmentNumber) for s in (clot or segments)], [str(s.get('SegmentLabel', '')).strip() for s in (clot or segments)]
+    said = [int(re.search(r'\d{0,5}$', label)[0] or 0) for label in labels]      # 'pulmonary embolism 3' stays number 3, also where 2 was deleted
+    return dict(zip(own, said if 0 < min(said) and max(said) < 65536 and len(set(said)) == len(said) else own))
 
 def _first(*groups, sequence):
     "First item of a sequence in the first functional group that has it."
@@ -226,12 +228,12 @@ def _frame_place(frame, shared, volume, slices: dict, file) -> tuple[np.ndarray,
     return affine, named
 
 # %% ../nbs/11b_masks.ipynb #bebb041e
-def read_seg_mask(path, volume: Volume, file: str) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
-    "A DICOM SEG (binary, label map, or fractional with only 0 and its maximum). Raises MaskError."
-    try: return _read_seg(path, volume, file)
+def read_seg_mask(path, volume: Volume, file: str, numbered: bool = False) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), or uint16 if `numbered`; note
+    "A DICOM SEG (binary, label map, or fractional with only 0 and its maximum); `numbered` by embolus, else 0 and 1. Raises MaskError."
+    try: return _read_seg(path, volume, file, numbered)
     except InputError as error: raise MaskError(error.file, error.cause, error.remedy) from None
 
-def _read_seg(path, volume, file):
+def _read_seg(path, volume, file, numbered):
     dataset = parse_dicom(path, file)
     shape, frames = (int(dataset.get('Rows', 0)), int(dataset.get('Columns', 0))), list(dataset.get('PerFrameFunctionalGroupsSequence') or [])
     if shape not in (volume.shape[1:], volume.shape[:0:-1]): raise MaskError(file, f'the mask is {shape}, its scan is {volume.shape[1:]} (y, x)', 'Use the mask of this scan')
@@ -243,16 +245,18 @@ def _read_seg(path, volume, file):
     labelmap, slices = dataset.get('SegmentationType') == 'LABELMAP', {source.instance_uid: index for index, source in enumerate(volume.sources)}
     if len(slices) < len(volume.hu): slices = {}   # UIDs such as '0' name nothing: place by position alone
     full = int(dataset.get('MaximumFractionalValue') or 1) if dataset.get('SegmentationType') == 'FRACTIONAL' else 1
-    mask, used = np.zeros(volume.shape, np.uint8), 0
+    mask, used, twice = np.zeros(volume.shape, np.uint16 if numbered else np.uint8), 0, 0
+    embolus = np.zeros(65536, mask.dtype); embolus[list(clots)] = list(clots.values()) if numbered else 1
     for pixels, frame in zip(stored, frames):
         number = _first(frame, shared, sequence='SegmentIdentificationSequence').get('ReferencedSegmentNumber')
         if not labelmap and number not in clots: continue
         affine, named = _frame_place(frame, shared, volume, slices, file)
         placed, begin = place_mask(pixels[None], affine, volume, file, part=True)
         if named and begin[0] not in named: raise MaskError(file, f'a frame names slice {min(named)} and lies on slice {begin[0]} (from 0)', 'Write it again')
-        mask[begin[0]] |= np.isin(placed[0], clots).astype(np.uint8) if labelmap else binary_mask(placed[0] / full, file, embolus_ids=False)[0]
-        used += 1
-    return mask, f'{used} frames of a DICOM SEG'
+        here, drawn = mask[begin[0]], embolus[placed[0]] if labelmap else binary_mask(placed[0] / full, file, embolus_ids=False)[0] * embolus[number]
+        used, twice = used + 1, twice + int(((here > 0) & (drawn > 0) & (here != drawn)).sum())
+        np.maximum(here, drawn, out=here)
+    return mask, f'{used} frames of a DICOM SEG' + f'; {twice} voxels lie in two segments: the larger number taken' * bool(twice)
 
 # %% ../nbs/11b_masks.ipynb #c4fe5c4b
 def read_png_masks(folder, volume: Volume, file: str) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
