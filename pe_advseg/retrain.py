@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['bring_run', 'with_corrections', 'retraining_steps', 'corrected_studies', 'remembered', 'retraining_config', 'retrain']
 
-# %% ../nbs/54_retrain.ipynb #2237c143
+# %% ../nbs/54_retrain.ipynb #05a0010c
 import dataclasses
 import json
 import math
-import shutil
 from pathlib import Path
 
 from .annotation import whole_folder
@@ -24,7 +23,7 @@ from .run_folder import TrainConfig, find_run, is_finished, load_network, read_c
 from .setting import SCALES, hospital_studies, scans_digest
 from .train import train
 
-# %% ../nbs/54_retrain.ipynb #72cf67be
+# %% ../nbs/54_retrain.ipynb #0b1cd912
 def bring_run(run, folder) -> Path:
     "The run itself if it lies in the folder of runs, else its copy there. ValueError if it is no run, TrainingError if it is not finished."
     run, folder = Path(run).resolve(), Path(folder).resolve()
@@ -36,7 +35,6 @@ def bring_run(run, folder) -> Path:
     with whole_folder(copy) as inside:
         inside.rmdir()                                   # slim_run makes it
         slim_run(run, inside)
-        if (run / 'trust.json').is_file(): shutil.copy(run / 'trust.json', inside)       # the same weights: its calibration holds
     return copy
 
 # %% ../nbs/54_retrain.ipynb #1b5d72e9
