@@ -53,9 +53,9 @@ def nothing_found(annotation: Annotation, stood: Volume, slices: int = 6) -> dic
     z, row, column = np.rint(stood.to_index(point)).astype(int)
     return dict(slices=pictures, highest=highest, slice=name(z), point=point.tolist(), pictures=close_up(stood.hu[z], empty, spacing, row, column, [], f'Highest probability, slice {name(z)}'))
 
-# %% ../nbs/50d_annotation_page.ipynb #c6b9e23a
+# %% ../nbs/50d_annotation_page.ipynb #4aa33730
 LOOK = CSS + '''
-.statement { background: var(--ink); color: #fff; border-radius: 10px; padding: 9px 16px; font-weight: 600; letter-spacing: .01em }
+.page { overflow-wrap: anywhere } .statement { background: var(--ink); color: #fff; border-radius: 10px; padding: 9px 16px; font-weight: 600; letter-spacing: .01em }
 h1 { font-size: 2.3rem; line-height: 1.15; letter-spacing: -.02em; margin: 22px 0 6px } h2 { font-size: 1.2rem; margin: 34px 0 10px } h3 { font-size: 1.05rem; font-weight: 650; margin: 0 0 6px }
 .lead { font-size: 1.06rem; max-width: 46em } aside { margin: 18px 0 0 } aside ul { list-style: disc; padding-left: 1.2em; margin: 4px 0 }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px }
@@ -66,8 +66,10 @@ h1 { font-size: 2.3rem; line-height: 1.15; letter-spacing: -.02em; margin: 22px 
 .left { left: 6px; top: 6px } .right { right: 6px; top: 6px } .top { left: 50%; top: 6px; transform: translateX(-50%) } .view > i { border: 1px solid #fff; opacity: .7 }
 .view > .bar { left: 6px; bottom: 7px; border-bottom: 2px solid #fff; border-radius: 3px 3px 0 0; padding: 3px 0; text-align: center; white-space: nowrap } .view svg text { font-size: 3.6px; font-weight: 700; fill: #000; text-anchor: middle }
 .finding { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr) 300px; gap: 14px; margin: 0 0 12px; border-top: 4px solid var(--own, var(--line)) }
+.found { display: grid; grid-template-columns: 1fr 1fr; gap: 12px } .found .finding { margin: 0; grid-column: 1 / -1 }
+@media (min-width: 901px) { .found .finding:nth-child(n+4) { grid-column: auto; grid-template-columns: 1fr 1fr } .found .finding:nth-child(n+4) > :last-child { grid-column: 1 / -1 } }
 .finding dl { grid-template-columns: 7.4em minmax(0, 1fr); margin: 0 } .number { display: inline-grid; place-items: center; min-width: 1.7em; height: 1.7em; border-radius: 1em; background: var(--own); color: #000; font-size: .95rem; margin-right: .4em; padding: 0 .3em }
-.gauge { display: block; height: 5px; border-radius: 3px; background: var(--line); margin: 3px 0 5px; overflow: hidden } .gauge i { display: block; height: 100%; background: #0072b2 } dd small, .soft small { color: var(--soft) }
+.gauge { display: block; max-width: 200px; height: 5px; border-radius: 3px; background: var(--line); margin: 3px 0 5px; overflow: hidden } .gauge i { display: block; height: 100%; background: #0072b2 } dd small, .soft small { color: var(--soft) }
 .scroll { overflow-x: auto; padding: 4px 8px } table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums } th, td { text-align: right; padding: 6px 9px; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { color: var(--soft); font-weight: 500 } tr:last-child td { border-bottom: 0 } .text { text-align: left } a { color: #0b5c94 }
 .slices { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px } .made dl { grid-template-columns: 9em minmax(0, 1fr); overflow-wrap: anywhere } .bar-of-title { display: flex; justify-content: space-between; align-items: baseline } .switch { font-size: .9rem; cursor: pointer } .switch input { accent-color: #0072b2; vertical-align: -1px }
@@ -76,7 +78,8 @@ th { color: var(--soft); font-weight: 500 } tr:last-child td { border-bottom: 0 
 @media (max-width: 560px) { h1 { font-size: 1.8rem } .overview { grid-template-columns: 1fr } .card { padding: 12px } .tiles { grid-template-columns: 1fr; gap: 0 } .tiles .card { display: grid; grid-template-columns: 1fr auto; column-gap: 10px; align-items: baseline; border-radius: 0; border-bottom-width: 0 } .tiles p, .tiles svg { grid-column: 1 / -1 } .tiles p { margin: 0 }
   .tiles .card:first-child { border-radius: 12px 12px 0 0 } .tiles .card:last-child { border-radius: 0 0 12px 12px; border-bottom-width: 1px } .tiles .card:only-child { border-radius: 12px } .slices { grid-template-columns: 1fr 1fr; gap: 8px } .pair, .finding { gap: 8px }
   .made dl { grid-template-columns: 7em minmax(0, 1fr) } .tiles .card > b { font-size: 1.3rem } }
-@media print { body { background: #fff; font-size: 12px } .page { max-width: none; padding: 0 } .switch { display: none } .card, figure, tr { break-inside: avoid } * { print-color-adjust: exact; -webkit-print-color-adjust: exact } .scroll { overflow: visible } }
+@media print { body { background: #fff; font-size: 12px } .page { max-width: none; padding: 0 } .switch { display: none } .card:not(.scroll), figure, tr, .pair { break-inside: avoid } h2 { break-after: avoid; margin-top: 20px } .tiles { grid-template-columns: repeat(4, 1fr) } table { font-size: 8.5px } th, td { padding: 3px 4px }
+  .finding, .found .finding:nth-child(n+4) { grid-column: 1 / -1; grid-template-columns: 4fr 4fr 5fr; padding: 8px } .found .finding:nth-child(n) > :last-child { grid-column: auto } * { print-color-adjust: exact; -webkit-print-color-adjust: exact } .scroll { overflow: visible } }
 '''
 
 # %% ../nbs/50d_annotation_page.ipynb #fcecff5b
@@ -104,7 +107,7 @@ VIEW = '''{% macro view(v) %}<div class="view"><img src="{{ v.image }}" width="{
 # %% ../nbs/50d_annotation_page.ipynb #8cdcff9d
 SURE = '''{%- macro tile(name, value) %}{% if emboli or known(value) %}<div class="card"><span class="soft">{{ name }}</span><b>{{ number(value, 2) }}</b>{{ caller() }}</div>{% endif %}{% endmacro -%}
 <h2>How sure</h2><div class="tiles">{% call tile('Estimated Dice', trust.estimated_dice) %}{{ scale(trust) }}<p>Overlap with what an expert would draw: 1 is the same, 0 is none.
-{% if known(trust.estimated_dice) %}{% if trust.calibration %}Calibrated {{ trust.calibration }}.{% endif %}{% else %}Not estimated: this run was not calibrated on held-out patients.
+{% if known(trust.estimated_dice) %}{% if trust.calibration %}Calibrated {{ trust.calibration }}.{% endif %}{% else %}Not estimated: {{ (trust.calibration or 'this run was not calibrated on held-out patients').removeprefix('none: ') }}.
 {%- if known(trust.expected_dice) %} Its own probabilities promise {{ number(trust.expected_dice, 2) }}, which nobody has checked.{% endif %}{% endif %}</p>{% endcall %}
 {% call tile('Mean probability', trust.mean_probability) %}<p>Average over what is marked. 1 is certain; what is not above {{ number(options.threshold, 2) }} is not marked.</p>{% endcall %}
 {% call tile('Entropy', trust.mean_entropy) %}<p>How undecided the network is, in bits per voxel: 0 is decided, 1 is a coin toss.</p>{% endcall %}
@@ -114,10 +117,10 @@ SURE = '''{%- macro tile(name, value) %}{% if emboli or known(value) %}<div clas
 
 # %% ../nbs/50d_annotation_page.ipynb #392e1119
 FINDINGS = '''{% if found %}<h2>{{ 'The finding' if emboli|length == 1 else 'The findings' }}, largest first</h2>
-{% for e in found %}<div class="card finding" style="--own:{{ e.colour }}"><figure>{{ view(e.pictures[0]) }}</figure><figure>{{ view(e.pictures[1]) }}</figure>
+<div class="found">{% for e in found %}<div class="card finding" style="--own:{{ e.colour }}"><figure>{{ view(e.pictures[0]) }}</figure><figure>{{ view(e.pictures[1]) }}</figure>
 <div><h3><span class="number">{{ e.embolus }}</span>{{ ml(e.volume_ml) }}{% if e.side %}, {{ e.side }}{% endif %}</h3><dl><dt>Slice</dt><dd>{{ e.slice }} <small>from {{ end }}</small></dd><dt>Longest</dt><dd>{{ number(e.longest_mm, 0) }} mm</dd>
 <dt>Centre</dt><dd>{{ point(e.centre_x_mm, e.centre_y_mm, e.centre_z_mm) }} <small>mm LPS</small></dd>{{ gauge('Probability', e.mean_probability, '') }}{{ gauge('Entropy', e.mean_entropy, 'bits') }}{{ gauge('Discriminator', e.mean_confidence, '') }}</dl></div></div>
-{% endfor %}{% if emboli|length > found|length %}<p class="soft">The {{ found|length }} largest of {{ emboli|length }} are shown; the others are outlined in white.</p>{% endif %}
+{% endfor %}</div>{% if emboli|length > found|length %}<p class="soft">The {{ found|length }} largest of {{ emboli|length }} are shown; the others are outlined in white.</p>{% endif %}
 <h2>All emboli</h2><div class="card scroll" tabindex="0" role="region" aria-label="Table of all emboli"><table><thead><tr><th>no.<th>mL<th>longest mm<th class="text">side<th>slice<th>from to<th>centre x, y, z (mm LPS)<th>probability<th>entropy<th>discriminator</tr></thead><tbody>
 {% for e in emboli[:rows] %}<tr><td>{{ e.embolus }}</td><td>{{ number(e.volume_ml, 3) }}</td><td>{{ number(e.longest_mm, 1) }}</td><td class="text">{{ e.side }}</td><td>{{ e.main_slice + 1 }}</td><td>{{ e.first_slice + 1 }} to {{ e.last_slice + 1 }}</td>
 <td>{{ point(e.centre_x_mm, e.centre_y_mm, e.centre_z_mm) }}</td><td>{{ number(e.mean_probability, 2) }}</td><td>{{ number(e.mean_entropy, 2) }}</td><td>{{ number(e.mean_confidence, 2) }}</td></tr>
@@ -141,17 +144,17 @@ MADE = '''<h2>How it was made</h2><div class="card made">{% for run in runs %}<d
 PAGE = HEAD + SCALE + VIEW + '''<header><h1>{{ headline }}</h1>
 {% if emboli %}<p class="lead">{{ lead }}</p>{% else %}<p class="lead">The network marked nothing{% if options.threshold %}: no piece of at least {{ number(options.smallest_mm3, 1) }} mm³ has a probability above {{ number(options.threshold, 2) }}{% endif %}.
 <b>This does not mean that there is none.</b> Small and peripheral emboli can be missed, and nobody has looked at this scan yet.</p>{% endif %}
-<p class="soft">{{ scan.name }} · {{ shape[0] }} slices of {{ '%.2f'|format(spacing[0]) }} mm · {{ made }}</p></header>
+<p class="soft">{{ scan.name }}{{ ' · ' if scan.name }}{{ shape[0] }} slices of {{ '%.2f'|format(spacing[0]) }} mm{{ ' · ' if made }}{{ made }}</p></header>
 {% if trust.warnings %}<aside><b>Trust this less than usual</b><ul>{% for warning in trust.warnings %}<li>{{ warning }}</li>{% endfor %}</ul></aside>{% endif %}
-''' + SURE + '''<main><div class="bar-of-title"><h2>Overview</h2><label class="switch"><input type="checkbox" id="marks" checked> Outlines</label></div>
-<div class="pair overview">{% for v, name in zip(overviews, ('From the front', 'From the left')) %}<figure>{{ view(v) }}<figcaption>{{ name }}: brightest voxels of a slab of {{ slab_mm }} mm through {{ 'embolus %s'|format(emboli[0].embolus) if emboli else 'the middle of the scan' }}{{ '; emboli of all depths' if emboli }}.</figcaption></figure>{% endfor %}</div>
+''' + SURE + '''<main><div class="bar-of-title"><h2>Overview</h2>{% if emboli %}<label class="switch"><input type="checkbox" id="marks" checked> Outlines</label>{% endif %}</div>
+<div class="pair overview">{% for v, name in zip(overviews, ('From the front', "From the patient's left")) %}<figure>{{ view(v) }}<figcaption>{{ name }}: brightest voxels of a slab of {{ slab_mm }} mm through {{ 'embolus %s'|format(emboli[0].embolus) if emboli else 'the middle of the scan' }}{{ '; emboli of all depths' if emboli }}.</figcaption></figure>{% endfor %}</div>
 <p class="soft"><small>R, L: the patient's right and left. A, P: front and back. H: head.</small></p>''' + FINDINGS + MADE + '</main>' + FOOT
 
 # %% ../nbs/50d_annotation_page.ipynb #e586ad0d
 def number(value, digits: int) -> str:
     "Rounded, or a dash for what is not a number."
     try: value = float(value)
-    except (TypeError, ValueError): return '–'
+    except Exception: return '–'            # None, text, or what a template finds missing
     return f'{value:.{digits}f}' if math.isfinite(value) else '–'
 
 def known(value) -> bool: return number(value, 2) != '–'
@@ -165,7 +168,7 @@ def ml(value: float) -> str: return f'{value:.{1 if value >= 1 else 2}f} mL'
 
 def point(*mm) -> str: return ', '.join(number(value, 0).replace('-', '\N{MINUS SIGN}') for value in mm)
 
-def moment(summary: dict) -> str: return re.sub(r'(:\d\d)(\.\d+)?\+00:00$', ' UTC', str(summary.get('made', '')).replace('T', ' ', 1))
+def moment(summary: dict) -> str: return re.sub(r'(:\d\d)(\.\d+)?\+00:00$', ' UTC', str(summary.get('made') or '').replace('T', ' ', 1))
 
 def chosen(options: dict) -> list[str]:
     "The options of an annotation in words; what is off or empty is left out."
@@ -197,9 +200,9 @@ def in_words(emboli: list) -> tuple[str, str]:
     total, first = sum(e['volume_ml'] for e in emboli), emboli[0]
     sides = [f'{count} {side}' for side in ('right', 'central', 'left') if (count := sum(e['side'] == side for e in emboli))]
     where = {'right': " on the patient's right", 'left': " on the patient's left", 'central': ' near the middle'}.get(first['side'], '')
-    largest = f"{ml(first['volume_ml'])} and {number(first['longest_mm'], 0)} mm long{where}"
-    if len(emboli) == 1: return f'1 embolus, {ml(total)}', f'{largest[0].upper()}{largest[1:]}.'
-    return f'{len(emboli)} emboli, {ml(total)}', f'The largest: {largest}.' + (f' By side: {", ".join(sides)}.' if sides else '')
+    long = f"{number(first['longest_mm'], 0)} mm long{where}."
+    if len(emboli) == 1: return f'1 embolus, {ml(total)}', f'It is {long}'
+    return f'{len(emboli)} emboli, {ml(total)}', f"The largest: {ml(first['volume_ml'])} and {long}" + (f' By side: {", ".join(sides)}.' if sides else '')
 
 def write_page(path,                     # of the HTML file
                annotation: Annotation) -> Path:
@@ -209,7 +212,7 @@ def write_page(path,                     # of the HTML file
     top, emboli = table.head(SHOWN), table.to_dict('records')
     middle = stood.to_index(centres_of(top)[0]) if emboli else (np.array(stood.shape) - 1) / 2
     trust, (headline, lead) = summary.get('trust') or {}, in_words(emboli)
-    return write_template(path, PAGE, title=f"{summary.get('scan', {}).get('name', '')}: {headline}", headline=headline, lead=lead, emboli=emboli, trust=trust, unsure=any(known(trust.get(key)) for key in ('estimated_dice', 'mean_probability', 'mean_entropy', 'mean_confidence')),
+    return write_template(path, PAGE, title=': '.join(filter(None, [(summary.get('scan') or {}).get('name'), headline])), headline=headline, lead=lead, emboli=emboli, trust=trust, unsure=any(known(trust.get(key)) for key in ('estimated_dice', 'mean_probability', 'mean_entropy', 'mean_confidence')),
                           statement=summary.get('statement') or RESEARCH, overviews=[projection(stood, numbers, axis, middle[axis], list(top.embolus), centres_of(top)) for axis in (1, 2)], slab_mm=SLAB_MM, rows=ROWS,
                           found=findings(volume, stood, numbers, top), nothing=None if emboli else nothing_found(annotation, stood), end='the head' if volume.direction[2, 0] < 0 else 'the feet',
                           shape=volume.shape, spacing=volume.spacing, made=moment(summary), version=summary.get('version', ''),
@@ -217,16 +220,16 @@ def write_page(path,                     # of the HTML file
 
 # %% ../nbs/50d_annotation_page.ipynb #3569b7a9
 BATCH = HEAD + SCALE + '''<style>
-.study { display: grid; grid-template-columns: 10.5em minmax(0, 1fr) 7em 14em 9em; gap: 4px 18px; align-items: center; padding: 10px 16px; margin: 0 0 8px } .study h3 { margin: 0; font-size: 1rem } .study .gauge { height: 8px; margin: 0 } .study .gauge i { background: #e69f00 }
+.study { display: grid; grid-template-columns: 10.5em minmax(0, 1fr) 11em 13em 6.5em; gap: 4px 18px; align-items: center; padding: 10px 16px; margin: 0 0 8px } .study h3 { margin: 0; font-size: 1rem } .study .gauge { height: 8px; margin: 0; max-width: none } .study .gauge i { background: #e69f00 }
 .warned { color: var(--noted); font-weight: 600; font-size: .85rem } summary { cursor: pointer; font-weight: 650; font-size: 1.2rem; margin: 34px 0 10px } .why { border: 1px solid #f0cdbb; margin: 0 0 8px }
 @media (max-width: 760px) { .study { grid-template-columns: minmax(0, 1fr) auto } .study .gauge { grid-row: 2; grid-column: 1 / -1 } .warned { text-align: right } } @media (max-width: 560px) { summary { font-size: 1.1rem } }
 </style><header><h1>{{ headline }}</h1><p class="lead">{{ lead }}</p></header>
 {% if failures %}<details{{ ' open' if failures|length < 9 }}><summary>{{ failures|length }} not annotated</summary>{% for no, file, cause, remedy in failures %}<dl class="why"><dt>Scan</dt><dd>{{ no }}{% if file %} · {{ file }}{% endif %}</dd><dt>Cause</dt><dd>{{ cause }}.</dd>{% if remedy %}<dt>Remedy</dt><dd>{{ remedy }}.</dd>{% endif %}</dl>{% endfor %}</details>{% endif %}
 <main><h2>Studies, largest volume first</h2>{% for s in studies %}<div class="card study"><h3><a href="{{ quoted(s.link) }}">{{ s.scan.name }}</a></h3>
-{% if s.emboli %}<span class="gauge" aria-hidden="true"><i style="width:{{ '%.1f'|format(100 * s.volume_ml / most) }}%"></i></span><span>{{ ml(s.volume_ml) }}, {{ s.emboli }}</span>{% else %}<span class="gauge" aria-hidden="true"></span><span class="soft">none found</span>{% endif %}
+{% if s.emboli %}<span class="gauge" aria-hidden="true"><i style="width:{{ '%.1f'|format(100 * s.volume_ml / most) }}%"></i></span><span><b>{{ ml(s.volume_ml) }}</b> <small class="soft">in {{ s.emboli }} {{ 'embolus' if s.emboli == 1 else 'emboli' }}</small></span>{% else %}<span class="gauge" aria-hidden="true"></span><span class="soft">none found</span>{% endif %}
 <span>{% if span(s.trust) %}{{ scale(s.trust) }}{% else %}<small class="soft">Dice not estimated</small>{% endif %}</span>
 <span class="warned">{% if s.trust.warnings %}{{ s.trust.warnings|length }} warning{{ 's' if s.trust.warnings|length > 1 }}{% endif %}</span></div>
-{% else %}<p>None.</p>{% endfor %}<p class="soft"><small>The bar and the first numbers: volume, and how many emboli. The scale: estimated Dice and its interval, from 0 to 1.</small></p></main>''' + FOOT
+{% else %}<p>None.</p>{% endfor %}<p class="soft"><small>Bar: volume of all emboli. Scale: estimated Dice with its interval, from 0 to 1.</small></p></main>''' + FOOT
 
 def write_overview(path,                      # of the HTML file
                    summaries: list[dict],     # as in `summary.json`, each with 'link': its page, relative to `path`

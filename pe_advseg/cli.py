@@ -18,11 +18,14 @@ from typing import Annotated, Optional
 
 import typer
 
+from .cli_annotation import commands
 from .hospitals import HOSPITALS
 
 # %% ../nbs/61_cli.ipynb #ac25fc2e
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode='markdown', pretty_exceptions_enable=False,
                   help='Annotate pulmonary embolism in CT angiography: train on one labelled hospital, adapt to another one. Research only, not for diagnosis.')
+
+app.add_typer(commands)          # annotate, queue, import-corrections, retrain, calibrate
 
 ScaleOption = Annotated[str, typer.Option(help='**smoke** (seconds), **demo** (minutes on a CPU) or **paper** (a GPU).')]
 DataOption = Annotated[str, typer.Option(help='Folder of labelled scans (a public data set as published, or one folder per patient). Default: a synthetic hospital.')]
@@ -165,6 +168,17 @@ def paper(data: DataOption = '', target: TargetOption = '', scale: ScaleOption =
         if name == '04_third_hospital' and setting.tag: typer.echo(f'{name}: left out, it needs a third hospital'); continue
         run_notebook(name, scale=scale, data=data, target=target, write=True)
         typer.echo(f'   done after {(perf_counter() - begun) / 60:.1f} minutes')
+    _usable_run(setting)
+
+def _usable_run(setting) -> None:
+    "Calibrate the run that is meant to be used, and say how."
+    from pe_advseg.paths import runs_dir
+    from pe_advseg.trust import calibrate as calibrate_run
+    start = runs_dir() / setting.scale.first(0, setting.home_digest).name
+    run = runs_dir() / setting.scale.after(start, 'feature_enhanced', 0, setting.digest).name
+    trust = calibrate_run(run, setting.validation + setting.home_test, setting.train)
+    typer.echo(f"calibrated on {trust['patients']} patients kept out of training; annotate scans with it: pe-advseg annotate SCAN --run {run.name}")
+
 
 # %% ../nbs/61_cli.ipynb #b9a9b5c6
 def main() -> None:

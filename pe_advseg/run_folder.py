@@ -152,6 +152,7 @@ def slim_run(folder, target) -> Path:
     learned = learned_from(folder) | dict(pixels=sorted(trained_on(folder)))    # ... but whom that has seen does
     (target / 'config.json').write_text(json.dumps(config, indent=1))
     (target / 'labelled.json').write_text(json.dumps(learned))
-    shutil.copy(folder / 'versions.json', target)
+    for name in ('versions.json', 'trust.json'):                                # the calibration (see `trust`) is of these very weights
+        if (folder / name).exists(): shutil.copy(folder / name, target)
     save_checkpoint(target, {'networks': {name: part for name, part in state['networks'].items() if name in wanted}}, step)
     return target
