@@ -104,3 +104,22 @@ def test_a_folder_that_is_no_run_and_two_folders_of_one_name(tmp_path):
     for place in ('a', 'b'): write_hospital(tmp_path / place / 'scans', 'harbour' if place == 'a' else 'valley', 5, (12, 64, 64), layout='folder', workers=1, progress=False)
     result = pe_advseg(tmp_path, 'train', '--scale', 'smoke', '--data', tmp_path / 'a' / 'scans', '--target', tmp_path / 'b' / 'scans')
     assert result.returncode == 1 and 'name of both folders' in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_what_to_label_next_leaves_tables_and_a_figure(home):
+    result = pe_advseg(home, 'experiment', '08_what_to_label_next', '--scale', 'smoke')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (home / 'figures' / '08_what_to_label_next_smoke.png').read_bytes()[:4] == b'\x89PNG'
+    table = pd.read_csv(home / 'figures' / 'results' / '08_strategies_smoke.csv')
+    assert set(table.strategy) == {'none', 'all', 'confidence', 'entropy', 'estimated_dice', 'diversity', 'random'}
+    assert set(table['data']) == {'synthetic home and synthetic target'} and {'commit', 'split'} <= set(table.columns)
+
+
+def test_the_whole_circle_closes(home):
+    result = pe_advseg(home, 'experiment', '11_the_whole_circle', '--scale', 'smoke')
+    assert result.returncode == 0, result.stderr[-3000:]
+    circle = home / 'runs' / 'circle' / 'smoke'
+    scores = pd.read_csv(circle / 'scores.csv')
+    assert scores.groupby('method').patient.nunique().to_dict() == {'before': 2, 'after': 2}
+    assert len(list((circle / 'corrections').glob('study-*/0001/correction.json'))) == 1
+    assert len(list(circle.glob('annotations-*/study-*/report.html'))) == 3
