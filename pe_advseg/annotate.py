@@ -6,7 +6,7 @@
 __all__ = ['STATEMENTS', 'Options', 'run_facts', 'Annotator', 'load_annotator', 'describe', 'find_emboli', 'write_annotation',
            'is_made', 'annotate_scan', 'Result', 'find_scans', 'annotate_all']
 
-# %% ../nbs/50f_annotate.ipynb #d1c8eda3
+# %% ../nbs/50f_annotate.ipynb #faec2c0f
 import dataclasses
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ from .rtstruct import write_rtstruct
 from .run_folder import find_run, learned_from
 from .segmentation import NO_FINDING, write_segmentation
 from .source_series import has_slice_files, source_series
-from .trust import doubt_facts, judge, read_trust, scan_facts
+from .trust import doubt, doubt_facts, judge, read_trust, scan_facts
 from .volume_files import read_volume
 
 # %% ../nbs/50f_annotate.ipynb #9895c439
@@ -81,7 +81,7 @@ def load_annotator(runs=(), inference: Inference = Inference()) -> Annotator:
     predictors = load_predictors(folders, inference)
     return Annotator(predictors, [run_facts(*pair) for pair in zip(predictors, folders)], [read_trust(folder) for folder in folders])
 
-# %% ../nbs/50f_annotate.ipynb #c9d3c1c1
+# %% ../nbs/50f_annotate.ipynb #c5f39338
 def describe(volume: Volume, scan: Path, table: pd.DataFrame, annotator: Annotator, options: Options, trust: dict, seconds: dict) -> dict:
     "Everything but the arrays, as plain data."
     ml, suffixes = float(table.volume_ml.sum()), ''.join(scan.suffixes).lower()
@@ -100,8 +100,9 @@ def find_emboli(scan, volume: Volume, annotator: Annotator, options: Options = O
     numbers = number_emboli(found.mask, volume.voxel_ml * 1000, options.smallest_mm3)
     table = embolus_table(numbers, volume, found.probability, found.confidence)
     trust = judge(annotator.trusts, scan_facts(volume), doubt_facts(numbers > 0, found.probability, found.confidence), options.threshold)
+    unsure = {name: None if value != value else value for name, value in doubt(found.probability, found.confidence, numbers, volume.voxel_ml).items()}     # for the worklist; NaN is no JSON
     seconds |= dict(measuring=time.perf_counter() - begun)
-    return Annotation(volume, numbers, found.probability, found.confidence, table, describe(volume, Path(scan), table, annotator, options, trust, seconds))
+    return Annotation(volume, numbers, found.probability, found.confidence, table, describe(volume, Path(scan), table, annotator, options, trust, seconds) | dict(doubt=unsure))
 
 # %% ../nbs/50f_annotate.ipynb #4404ee6f
 def write_annotation(folder: Path, annotation: Annotation, scan: Path, options: Options = Options(), pseudonym: str | None = None) -> None:

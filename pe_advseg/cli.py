@@ -170,6 +170,7 @@ def paper(data: DataOption = '', target: TargetOption = '', scale: ScaleOption =
         typer.echo(f'   done after {(perf_counter() - begun) / 60:.1f} minutes')
     _usable_run(setting)
 
+# %% ../nbs/61_cli.ipynb #7d1e55aa
 def _usable_run(setting) -> None:
     "Calibrate the run that is meant to be used, and say how."
     from pe_advseg.paths import runs_dir
