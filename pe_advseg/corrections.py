@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'ADDED', 'REMOVED', 'match_emboli', 'compare_masks', 'describe', 'difference_figure', 'open_store', 'file_sha',
            'read_started_from', 'check_correction', 'save_correction', 'history', 'current', 'read_correction']
 
-# %% ../nbs/50g_corrections.ipynb #452894a8
+# %% ../nbs/50g_corrections.ipynb #107d5aab
 import datetime
 import hashlib
 import json
@@ -17,8 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
-from scipy import ndimage, sparse
+from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
 from . import __version__
@@ -31,29 +32,32 @@ from .paths import write_whole
 from .segmentation import number_segments, write_segmentation
 from .show import lesion_box, save_figure
 
-# %% ../nbs/50g_corrections.ipynb #4e6b32d3
+# %% ../nbs/50g_corrections.ipynb #a6a0f188
 def _numbered(mask: np.ndarray) -> np.ndarray:
     "The numbers of a mask that has several; else its pieces that touch."
     return mask if mask.dtype != bool and mask.max(initial=0) > 1 else ndimage.label(mask, np.ones((3, 3, 3)))[0]
 
 def match_emboli(before: np.ndarray, after: np.ndarray, voxel_ml: float) -> pd.DataFrame:
     "A row per group of emboli that share voxels: `change` (kept, changed, removed, added), `before` and `after` (numbers), mL and Dice."
-    box = (ndimage.find_objects(((before != 0) | (after != 0)).astype(np.uint8)) or [np.s_[:0, :0, :0]])[0]
-    (old, was), (new, now) = ((np.unique(numbers, return_inverse=True)) for numbers in (_numbered(before[box]), _numbered(after[box])))
-    counts = sparse.coo_matrix((np.ones(was.size, np.int64), (was.ravel(), now.ravel())), (len(old), len(new))).toarray() if was.size else np.zeros((1, 1), int)
-    old, new = old if was.size else np.zeros(1, int), new if was.size else np.zeros(1, int)
+    columns = ['change', 'before', 'after', 'before_ml', 'after_ml', 'added_ml', 'removed_ml', 'dice']
+    either = (before != 0) | (after != 0)
+    if not either.any(): return pd.DataFrame(columns=columns)
+    box = ndimage.find_objects(either.astype(np.uint8))[0]                         # labelling the box saves time and memory
+    (old, was), (new, now) = (np.unique(_numbered(mask[box])[either[box]], return_inverse=True) for mask in (before, after))
+    counts = np.bincount(was * len(new) + now, minlength=len(old) * len(new)).reshape(len(old), len(new))      # voxels of each pair; number 0 is background
     a, b = np.flatnonzero(old > 0), np.flatnonzero(new > 0)
-    groups = connected_components(sparse.bmat([[None, counts[np.ix_(a, b)]], [counts[np.ix_(a, b)].T, None]]) if len(a) and len(b) else np.zeros((len(a) + len(b),) * 2), False)[1]
+    links = np.zeros((len(a) + len(b),) * 2, bool); links[:len(a), len(a):] = counts[np.ix_(a, b)] > 0
+    groups = connected_components(links, directed=False)[1]
     rows = []
-    for group in range(groups.max(initial=-1) + 1):
+    for group in range(groups.max() + 1):
         mine, theirs = a[groups[:len(a)] == group], b[groups[len(a):] == group]
         both, size, new_size = int(counts[np.ix_(mine, theirs)].sum()), int(counts[mine].sum()), int(counts[:, theirs].sum())
         change = 'added' if not len(mine) else 'removed' if not len(theirs) else 'kept' if both == size == new_size and len(mine) == len(theirs) == 1 else 'changed'
         rows.append(dict(change=change, before=[int(n) for n in old[mine]], after=[int(n) for n in new[theirs]], before_ml=size * voxel_ml, after_ml=new_size * voxel_ml,
                          added_ml=(new_size - both) * voxel_ml, removed_ml=(size - both) * voxel_ml, dice=2 * both / (size + new_size)))
-    return pd.DataFrame(rows, columns=['change', 'before', 'after', 'before_ml', 'after_ml', 'added_ml', 'removed_ml', 'dice'])
+    return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/50g_corrections.ipynb #0bf9bdf8
+# %% ../nbs/50g_corrections.ipynb #64f95dc2
 def compare_masks(before: np.ndarray,   # (z, y, x): numbers of emboli, or a mask
                   after: np.ndarray,    # the same
                   volume: Volume,
@@ -70,7 +74,7 @@ def describe(difference: dict) -> str:
     dice = '' if difference['dice'] is None else f', Dice {difference["dice"]:.3f}'
     return f'{counts}; +{difference["added_ml"]:.2f} mL, -{difference["removed_ml"]:.2f} mL{dice}'
 
-# %% ../nbs/50g_corrections.ipynb #e8eb73b8
+# %% ../nbs/50g_corrections.ipynb #5942624e
 KEPT, ADDED, REMOVED = '#56B4E9', '#E69F00', '#CC79A7'     # Okabe-Ito
 
 def _most_changed(before, after, count: int) -> list[int]:
@@ -85,22 +89,21 @@ def _most_changed(before, after, count: int) -> list[int]:
 
 def difference_figure(volume: Volume, before: np.ndarray, after: np.ndarray, slices: int = 4, zoom_mm: float = 60, window=(-160, 440)):
     "A figure of what was kept, added and removed, in the slices that changed most."
-    before, after = before != 0, after != 0
+    before, after, paint = before != 0, after != 0, np.array([(0, 0, 0, 0), *(to_rgba(colour, .65) for colour in (REMOVED, ADDED, KEPT))], np.float32)
     shown = _most_changed(before, after, slices)
     figure, axes = plt.subplots(2, len(shown), figsize=(2.4 * max(2, len(shown)), 5.1), squeeze=False, layout='constrained')
     for (whole, near), z in zip(axes.T, shown):
         top, left, height, width = lesion_box(before[z] ^ after[z] if (before[z] ^ after[z]).any() else after[z], int(zoom_mm / volume.spacing[2]))
         for axis in (whole, near):
             axis.imshow(volume.hu[z], cmap='gray', vmin=window[0], vmax=window[1], aspect=volume.spacing[1] / volume.spacing[2]); axis.set(xticks=[], yticks=[])
-            for part, colour in ((before[z] & after[z], KEPT), (after[z] & ~before[z], ADDED), (before[z] & ~after[z], REMOVED)):
-                axis.imshow(np.where(part[..., None], (*plt.matplotlib.colors.to_rgb(colour), .65), 0), interpolation='nearest', aspect=volume.spacing[1] / volume.spacing[2])
+            axis.imshow(paint[before[z] * 1 + after[z] * 2], interpolation='nearest', aspect=volume.spacing[1] / volume.spacing[2])
         whole.add_patch(Rectangle((left - .5, top - .5), width, height, fill=False, edgecolor='white', linewidth=.8)); whole.set_title(f'slice {z}', fontsize=9)
         near.set(xlim=(left - .5, left + width - .5), ylim=(top + height - .5, top - .5))
     figure.legend(handles=[Patch(color=colour, label=label) for colour, label in ((KEPT, 'kept'), (ADDED, 'added'), (REMOVED, 'removed'))], loc='outside lower center', ncols=3, fontsize=9, frameon=False)
     plt.close(figure)
     return figure
 
-# %% ../nbs/50g_corrections.ipynb #91cc0552
+# %% ../nbs/50g_corrections.ipynb #ea48941d
 def open_store(store,
                make: bool = False,    # an empty or missing folder becomes a store
                dry_run: bool = False, # or would become one: nothing is written
@@ -127,7 +130,7 @@ def _keep_scan(folder: Path, scan, volume: Volume, digest: str) -> None:
     except ValueError: where = str(Path(scan).resolve())          # another drive
     write_whole(path, json.dumps(dict(path=where, digest=digest, shape=[int(n) for n in volume.shape], spacing_mm=list(volume.spacing)), indent=1))
 
-# %% ../nbs/50g_corrections.ipynb #509f2ae9
+# %% ../nbs/50g_corrections.ipynb #56a86d0d
 def file_sha(path) -> str:
     "SHA-256 of a file."
     with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -153,7 +156,7 @@ def check_correction(numbers, volume, reviewer, how) -> np.ndarray:
     if found and found[-1] > 65535: raise InputError('the mask', f'numbers an embolus {found[-1]}', 'Use numbers up to 65535')
     return np.asarray(numbers).astype(np.uint16)
 
-# %% ../nbs/50g_corrections.ipynb #2d1bd643
+# %% ../nbs/50g_corrections.ipynb #61e0fe15
 def save_correction(store,                   # folder; an empty or missing one becomes a store
                     scan,                    # folder or file that the volume was read from
                     volume: Volume, numbers: np.ndarray,     # (z, y, x): 0, or the number of the embolus; all 0 says that there is none
@@ -168,7 +171,8 @@ def save_correction(store,                   # folder; an empty or missing one b
     "Keeps a correction as the study's next version, whole or not at all. Raises InputError."
     numbers, store = check_correction(numbers, volume, reviewer, how), open_store(store, make=True)
     folder, digest = store / study_name(volume), pixel_digest(volume)
-    folder.mkdir(exist_ok=True)
+    try: folder.mkdir(exist_ok=True)
+    except OSError as error: raise InputError(store.name, f'cannot be written to ({error.strerror})', 'Check who may write there') from None
     with FileLock(folder / '.lock'):
         _keep_scan(folder, scan, volume, digest)
         before, started = read_started_from(annotation, volume, folder)
@@ -176,7 +180,7 @@ def save_correction(store,                   # folder; an empty or missing one b
         difference = compare_masks(numbers * 0 if before is None else before, numbers, volume)
         counted = lambda mask: None if mask is None else dict(emboli=int(len(np.unique(mask[mask > 0]))), volume_ml=float(np.count_nonzero(mask) * volume.voxel_ml))
         record = dict(what='correction', version=previous + 1, study=folder.name, reviewer=reviewer.strip(), when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-                      how=how, origin=origin, started_from=started, previous=previous or None, decisions=list(decisions), note=note, before=counted(before), after=counted(numbers),
+                      how=how, origin=origin, started_from=started, previous=previous or None, decisions=decisions if isinstance(decisions, dict) else list(decisions), note=note, before=counted(before), after=counted(numbers),
                       difference=difference, software=f'pe_advseg {__version__}')
         with whole_folder(folder / f'{previous + 1:04d}') as making:
             _write_version(making, scan, volume, numbers, before, record, pseudonym)
@@ -188,9 +192,9 @@ def _write_version(making: Path, scan, volume, numbers, before, record, pseudony
         write_segmentation(making / 'segmentation.dcm', numbers, volume, scan, pseudonym=pseudonym)
     figure = difference_figure(volume, numbers * 0 if before is None else before, numbers)
     save_figure(figure, 'difference', dict(data=record['study'], version=record['version'], change=describe(record['difference'])), making)
-    write_whole(making / 'correction.json', json.dumps(record, indent=1, allow_nan=False))
+    write_whole(making / 'correction.json', json.dumps(record, indent=1, allow_nan=False, default=lambda value: value.item()))
 
-# %% ../nbs/50g_corrections.ipynb #0754c403
+# %% ../nbs/50g_corrections.ipynb #0bb71e88
 def history(store, study: str) -> list[dict]:
     "What was corrected in a study, oldest first: the content of every version's correction.json. Raises InputError."
     folder, read = open_store(store) / study, lambda path: json.loads((path / 'correction.json').read_text(encoding='utf-8'))

@@ -6,7 +6,7 @@
 __all__ = ['MIRRORS', 'AGREES', 'CLEARLY', 'named_by', 'check_references', 'read_slicer_mask', 'read_corrected',
            'mirror_agreement', 'check_orientation']
 
-# %% ../nbs/51a_foreign_masks.ipynb #d1e3c9dd
+# %% ../nbs/51a_foreign_masks.ipynb #9f7cd58c
 import functools
 import itertools
 import re
@@ -19,7 +19,7 @@ from .ct import Volume
 from .datasets import mask_doubts
 from .masks import MaskError, clot_segments, embolus_numbers, image_header, lps_affine, place_mask, read_image_mask, read_nifti_mask, read_seg_mask
 
-# %% ../nbs/51a_foreign_masks.ipynb #ea601592
+# %% ../nbs/51a_foreign_masks.ipynb #d1e99e00
 def named_by(dataset) -> tuple[set, set]:  # SOPInstanceUIDs, SeriesInstanceUIDs
     "The slices and series that a DICOM SEG points at."
     series = list(dataset.get('ReferencedSeriesSequence') or [])
@@ -43,7 +43,7 @@ def check_references(path, scan, volume: Volume, file: str) -> str:  # a note, '
     if frames[0] != frames[1]: raise other
     return 'names no slice, but has the frame of reference of the scan'
 
-# %% ../nbs/51a_foreign_masks.ipynb #157cdfbd
+# %% ../nbs/51a_foreign_masks.ipynb #adf9c76c
 def read_slicer_mask(path, volume: Volume, file: str) -> tuple[np.ndarray, str]:  # uint16 (z, y, x), note
     "A `.seg.nrrd` of 3D Slicer. Raises MaskError."
     import SimpleITK
@@ -62,7 +62,7 @@ def read_slicer_mask(path, volume: Volume, file: str) -> tuple[np.ndarray, str]:
     mask[tuple(slice(b, b + n) for b, n in zip(begin, part.shape))] = table[part]
     return mask, f'{len(names)} segments' + '; cropped to what is marked' * (part.shape != volume.shape)
 
-# %% ../nbs/51a_foreign_masks.ipynb #17b88fff
+# %% ../nbs/51a_foreign_masks.ipynb #6277dd21
 def read_corrected(path, scan, volume: Volume,
                    file: str,                # how to name it in errors
                    numbered: bool = False,   # a mask of 0 and 1 is one embolus, not as many as it has pieces
@@ -76,12 +76,12 @@ def read_corrected(path, scan, volume: Volume,
         tied = check_references(path, scan, volume, file)
         kind, (values, note) = 'DICOM SEG', read_seg_mask(path, volume, file, numbered=True)
         note = '; '.join(filter(None, (note, tied)))
-    found = np.flatnonzero(np.bincount(values.ravel()))[1:] if values.any() else []
+    found = np.unique(values[values > 0])
     if len(found) == 1 and found[0] in (1, 255): values, counted = embolus_numbers(values, file, numbered) if found[0] == 1 else embolus_numbers(values > 0, file)
     else: counted = f'{len(found)} emboli, numbered in the file'
     return values, kind, [text for text in (counted, note) if text]
 
-# %% ../nbs/51a_foreign_masks.ipynb #5f7f4296
+# %% ../nbs/51a_foreign_masks.ipynb #13126de6
 MIRRORS = [axes for count in range(4) for axes in itertools.combinations(range(3), count)]     # of (z, y, x); the first is: not at all
 AGREES, CLEARLY = 0.5, 0.2     # share of the smaller mask; by how much one must be better than another
 

@@ -6,7 +6,7 @@
 __all__ = ['ENDING', 'ANNOTATION_FILES', 'ImportResult', 'import_correction', 'Scans', 'find_scan', 'monai_folders',
            'find_corrections', 'Imports', 'import_corrections']
 
-# %% ../nbs/52_import_corrections.ipynb #993a7245
+# %% ../nbs/52_import_corrections.ipynb #bef97bc9
 import json
 import re
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from .foreign_masks import check_orientation, named_by, read_corrected
 from .masks import MaskError
 from .volume_files import read_volume
 
-# %% ../nbs/52_import_corrections.ipynb #8d8d386c
+# %% ../nbs/52_import_corrections.ipynb #1f6ab1cd
 @dataclass(frozen=True)
 class ImportResult:
     "What became of one file."
@@ -56,6 +56,7 @@ def import_correction(source,                    # DICOM SEG, .nii, .nii.gz, .nr
     path, file = Path(source), file or Path(source).name
     store, volume = open_store(store, make=True, dry_run=True), volume or read_volume(scan)
     if not path.is_file(): raise InputError(file, 'is no file', 'Give a DICOM SEG, NIfTI or NRRD file')
+    if annotation is not None and path.resolve() == (Path(annotation) / 'mask.nii.gz').resolve(): raise InputError(file, 'is the mask of the annotation itself, so that nothing says what was changed', 'Save the correction under another name, and make the annotation again')
     sha = file_sha(path)
     numbers, kind, notes = read_corrected(path, scan, volume, file, numbered)
     numbers, study = check_correction(numbers, volume, reviewer, 'import'), study_name(volume)
@@ -70,7 +71,7 @@ def import_correction(source,                    # DICOM SEG, .nii, .nii.gz, .nr
     origin = dict(kind=kind, sha256=sha, orientation=orientation, notes=[*notes, *doubts])
     return replace(done, status='saved', version=save_correction(store, scan, volume, numbers, reviewer, 'import', annotation, note=note, pseudonym=pseudonym, origin=origin))
 
-# %% ../nbs/52_import_corrections.ipynb #81d53da4
+# %% ../nbs/52_import_corrections.ipynb #ddf31c71
 ENDING = re.compile(r'(?i)[ ._-]*(mask|seg|segmentation|labels?|corrected|edited|final)$')
 
 def _names(file: str, source: Path) -> list[str]:
@@ -107,7 +108,7 @@ class Scans:
             except InputError: self._digests[study.scan] = ''
         return self._digests[study.scan]
 
-# %% ../nbs/52_import_corrections.ipynb #d4ec6090
+# %% ../nbs/52_import_corrections.ipynb #fdc3eafa
 def find_scan(scans: Scans, path: Path, file: str, source: Path) -> Study:
     "The one that a file belongs to. Raises InputError that says what was tried."
     names, tried = _names(file, source), []
@@ -127,7 +128,7 @@ def find_scan(scans: Scans, path: Path, file: str, source: Path) -> Study:
         if re.fullmatch(r'\d+(\.\d+){3,}', name) and (found := chosen('the series that it is called after', lambda study: name in scans.uids(study)[1])): return found
     raise InputError(file, f'belongs to none of the {len(scans.studies)} scans (tried: {", ".join(tried)})', 'Name it after its scan, or import it alone, with its scan')
 
-# %% ../nbs/52_import_corrections.ipynb #e3ab1b16
+# %% ../nbs/52_import_corrections.ipynb #0cbce11e
 def monai_folders(source: Path) -> tuple[Path, Path] | None:   # of images, of final labels
     "If a folder is MONAI Label's. Raises InputError if it says that its labels lie elsewhere."
     try: said = json.loads((source / 'datastore_v2.json').read_text(encoding='utf-8'))
@@ -138,14 +139,15 @@ def monai_folders(source: Path) -> tuple[Path, Path] | None:   # of images, of f
     if not all(path.resolve().is_relative_to(source.resolve()) for path in (images, labels)): raise InputError('datastore_v2.json', 'says that images or labels lie outside of its folder', 'Copy them into it')
     return images, labels
 
-ANNOTATION_FILES = ('probability.nii.gz', 'confidence.nii.gz', 'rtstruct.dcm')     # of an annotation, and no corrections
+ANNOTATION_FILES = ('mask.nii.gz', 'probability.nii.gz', 'confidence.nii.gz', 'segmentation.dcm', 'rtstruct.dcm')
 
 def find_corrections(source: Path) -> list[str]:
-    "The files in a folder that may be corrections, relative to it."
+    "The files in a folder that may be corrections, relative to it. What an annotation has written itself (beside its summary.json) is none."
     monai = monai_folders(source)
     files = [file for file in list_files(source)[0] if not monai or (source / file).is_relative_to(monai[1])]
     mask = lambda path: path.name.lower().endswith(VOLUME_ENDINGS) or looks_like_dicom(path) and is_seg(path)
-    return [file for file in files if Path(file).name not in ANNOTATION_FILES and mask(source / file)]
+    own = lambda path: path.name in ANNOTATION_FILES and (path.parent / 'summary.json').is_file()
+    return [file for file in files if not own(source / file) and mask(source / file)]
 
 def _scans(scans, source: Path) -> tuple[list[Study], bool]:   # and whether it is one scan, meant for every file
     "What `scans` of `import_corrections` means. Raises InputError."
@@ -159,7 +161,7 @@ def _scans(scans, source: Path) -> tuple[list[Study], bool]:   # and whether it 
     studies = find_studies(folder, refused=refused)
     return studies + [Study('', error.file, folder / error.file) for error in refused if (folder / error.file).is_dir()], False   # several masks do not matter here
 
-# %% ../nbs/52_import_corrections.ipynb #999a3aa3
+# %% ../nbs/52_import_corrections.ipynb #940fb5e8
 class Imports(list):
     "Results of `import_corrections`."
     def table(self) -> pd.DataFrame:
@@ -169,7 +171,7 @@ class Imports(list):
     @property
     def refused(self) -> list[ImportResult]: return [result for result in self if result.error]
 
-    def __str__(self): return self.table().to_string(index=False, max_colwidth=None) if self else 'no file that could be a correction'
+    def __str__(self): return self.table().to_string(index=False, max_colwidth=None) if self else 'no file that could be a correction (what an annotation wrote itself is none: save corrections under another name)'
 
 def import_corrections(source,                 # a file, or a folder with files at any depth (MONAI Label's too)
                        scans,                  # one scan (folder or file), a folder of scans in any layout, or Studies; None: the images of MONAI Label
