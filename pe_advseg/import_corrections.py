@@ -6,7 +6,7 @@
 __all__ = ['ENDING', 'ANNOTATION_FILES', 'ImportResult', 'import_correction', 'Scans', 'find_scan', 'monai_folders',
            'find_corrections', 'Imports', 'import_corrections']
 
-# %% ../nbs/52_import_corrections.ipynb #bef97bc9
+# %% ../nbs/52_import_corrections.ipynb #bc263c2c
 import json
 import re
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from .foreign_masks import check_orientation, named_by, read_corrected
 from .masks import MaskError
 from .volume_files import read_volume
 
-# %% ../nbs/52_import_corrections.ipynb #1f6ab1cd
+# %% ../nbs/52_import_corrections.ipynb #6a09dc0b
 @dataclass(frozen=True)
 class ImportResult:
     "What became of one file."
@@ -71,7 +71,7 @@ def import_correction(source,                    # DICOM SEG, .nii, .nii.gz, .nr
     origin = dict(kind=kind, sha256=sha, orientation=orientation, notes=[*notes, *doubts])
     return replace(done, status='saved', version=save_correction(store, scan, volume, numbers, reviewer, 'import', annotation, note=note, pseudonym=pseudonym, origin=origin))
 
-# %% ../nbs/52_import_corrections.ipynb #ddf31c71
+# %% ../nbs/52_import_corrections.ipynb #ea927546
 ENDING = re.compile(r'(?i)[ ._-]*(mask|seg|segmentation|labels?|corrected|edited|final)$')
 
 def _names(file: str, source: Path) -> list[str]:
@@ -108,7 +108,7 @@ class Scans:
             except InputError: self._digests[study.scan] = ''
         return self._digests[study.scan]
 
-# %% ../nbs/52_import_corrections.ipynb #fdc3eafa
+# %% ../nbs/52_import_corrections.ipynb #95ee0b5f
 def find_scan(scans: Scans, path: Path, file: str, source: Path) -> Study:
     "The one that a file belongs to. Raises InputError that says what was tried."
     names, tried = _names(file, source), []
@@ -125,10 +125,10 @@ def find_scan(scans: Scans, path: Path, file: str, source: Path) -> Study:
     for name in names:
         if found := chosen(f'the name {name}', lambda study: name in called(study)): return found
         if re.fullmatch('study-[0-9a-f]{8}', name) and (found := chosen(f'the digest in {name}', lambda study: scans.digest(study).startswith(name[6:]))): return found
-        if re.fullmatch(r'\d+(\.\d+){3,}', name) and (found := chosen('the series that it is called after', lambda study: name in scans.uids(study)[1])): return found
+        if re.fullmatch(r'\d+(\.\d+){2,}', name) and (found := chosen('the series that it is called after', lambda study: name in scans.uids(study)[1])): return found
     raise InputError(file, f'belongs to none of the {len(scans.studies)} scans (tried: {", ".join(tried)})', 'Name it after its scan, or import it alone, with its scan')
 
-# %% ../nbs/52_import_corrections.ipynb #0cbce11e
+# %% ../nbs/52_import_corrections.ipynb #580d3483
 def monai_folders(source: Path) -> tuple[Path, Path] | None:   # of images, of final labels
     "If a folder is MONAI Label's. Raises InputError if it says that its labels lie elsewhere."
     try: said = json.loads((source / 'datastore_v2.json').read_text(encoding='utf-8'))
@@ -161,7 +161,7 @@ def _scans(scans, source: Path) -> tuple[list[Study], bool]:   # and whether it 
     studies = find_studies(folder, refused=refused)
     return studies + [Study('', error.file, folder / error.file) for error in refused if (folder / error.file).is_dir()], False   # several masks do not matter here
 
-# %% ../nbs/52_import_corrections.ipynb #940fb5e8
+# %% ../nbs/52_import_corrections.ipynb #c2c660cb
 class Imports(list):
     "Results of `import_corrections`."
     def table(self) -> pd.DataFrame:
