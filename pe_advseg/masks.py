@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_READERS', 'MaskError', 'binary_mask', 'embolus_numbers', 'file_order', 'read_mat_mask', 'place_mask',
-           'read_nifti_mask', 'pair_by_index', 'read_image_mask', 'read_seg_mask', 'read_png_masks']
+           'read_nifti_mask', 'pair_by_index', 'image_header', 'lps_affine', 'read_image_mask', 'clot_segments',
+           'read_seg_mask', 'read_png_masks']
 
 # %% ../nbs/11b_masks.ipynb #ae8ce43e
 import re, zlib
@@ -163,7 +164,7 @@ def pair_by_index(values: np.ndarray, volume: Volume, file: str) -> np.ndarray: 
 # %% ../nbs/11b_masks.ipynb #e37a613b
 IMAGE_READERS = {'.nrrd': 'NrrdImageIO', '.mha': 'MetaImageIO'}   # SimpleITK's
 
-def _image_header(path, file: str):
+def image_header(path, file: str):
     "SimpleITK's reader with its header read. Raises MaskError."
     import SimpleITK
     with open(path, 'rb') as stream: start = stream.read(4096).split(b'\n\n')[0].lower()
@@ -174,7 +175,7 @@ def _image_header(path, file: str):
     except RuntimeError: raise MaskError(file, 'is no readable image file', 'Copy or write it again') from None
     return reader
 
-def _lps_affine(reader) -> np.ndarray:  # (4, 4): index (z, y, x) to LPS mm
+def lps_affine(reader) -> np.ndarray:  # (4, 4): index (z, y, x) to LPS mm
     affine = np.eye(4)
     affine[:3, :3] = (np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing())[:, ::-1]
     affine[:3, 3] = reader.GetOrigin()
@@ -184,29 +185,32 @@ def _lps_affine(reader) -> np.ndarray:  # (4, 4): index (z, y, x) to LPS mm
 def read_image_mask(path, volume: Volume, file: str, interpret=binary_mask, like=None) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note
     "NRRD or MHA; `like` is the scan's own file, if both are known to be aligned index by index. Raises MaskError."
     import SimpleITK
-    reader = _image_header(path, file)
+    reader = image_header(path, file)
     shape, wanted = reader.GetSize(), volume.shape[::-1]
     if sorted(shape) != sorted(wanted): raise MaskError(file, f'the mask is {shape}, its scan is {wanted} (x, y, z)', 'Use the mask of this scan, with every slice')
     if reader.GetNumberOfComponents() != 1: raise MaskError(file, 'is a colour picture', 'Write it as an integer mask')
     try: values = SimpleITK.GetArrayFromImage(reader.Execute())
     except RuntimeError: raise MaskError(file, 'is damaged', 'Copy it again') from None
-    try: placed, aligned = place_mask(values, _lps_affine(reader), volume, file)[0], ''
+    try: placed, aligned = place_mask(values, lps_affine(reader), volume, file)[0], ''
     except MaskError:
         if like is None: raise
-        placed, aligned = place_mask(values, _lps_affine(_image_header(like, file)), volume, file)[0], 'mask placed by index: its header has another grid'
+        placed, aligned = place_mask(values, lps_affine(image_header(like, file)), volume, file)[0], 'mask placed by index: its header has another grid'
     mask, note = interpret(placed, file)
     return np.ascontiguousarray(mask), '; '.join(filter(None, (note, aligned)))
 
 # %% ../nbs/11b_masks.ipynb #aa076f79
-def _segment_numbers(dataset, file) -> dict[int, int]:  # number of the segment -> number of the embolus
-    "The segments that are clots. Raises MaskError if there are several and none says so."
-    segments = list(dataset.get('SegmentSequence') or [])
-    clot = [s for s in segments if re.search('embol|thromb|clot', ' '.join([str(s.get('SegmentLabel', '')), *(str(code.get('CodeMeaning', ''))
-            for code in s.get('SegmentedPropertyTypeCodeSequence', []))]), re.IGNORECASE)]
-    if not segments or len(segments) > 1 and not clot: raise MaskError(file, f'has {len(segments)} segments, none of them called embolus or thrombus', 'Keep the clot segment, or label it')
-    own, labels = [int(s.SegmentNumber) for s in (clot or segments)], [str(s.get('SegmentLabel', '')).strip() for s in (clot or segments)]
-    said = [int(re.search(r'\d{0,5}$', label)[0] or 0) for label in labels]      # 'pulmonary embolism 3' stays number 3, also where 2 was deleted
-    return dict(zip(own, said if 0 < min(said) and max(said) < 65536 and len(set(said)) == len(said) else own))
+def clot_segments(names: dict[int, str], file: str, unnamed: bool = False) -> dict[int, int]:  # segment -> name; gives segment -> embolus
+    "The segments that are clots. Raises MaskError if there are several and none says so (`unnamed`: 'Segment_1', 'Segment_2' will do)."
+    clot = [number for number, name in names.items() if re.search('embol|thromb|clot', name, re.IGNORECASE)]
+    if not names or len(names) > 1 and not clot and not (unnamed and all(re.search(r'(?i)\b(segment|mask)[ _]?\d+$', name) for name in names.values())):
+        raise MaskError(file, f'has {len(names)} segments, none of them called embolus or thrombus', 'Keep the clot segment, or label it')
+    said = {number: int(re.search(r'\d{0,5}$', names[number])[0] or 0) for number in clot or names}     # 'pulmonary embolism 3' stays number 3, also where 2 was deleted
+    return said if 0 < min(said.values()) and max(said.values()) < 65536 and len(set(said.values())) == len(said) else {number: number for number in said}
+
+def _segment_names(dataset) -> dict[int, str]:
+    "What the segments of a SEG are, their labels last."
+    codes = lambda segment: [str(code.get('CodeMeaning', '')) for code in segment.get('SegmentedPropertyTypeCodeSequence', [])]
+    return {int(segment.SegmentNumber): ' '.join([*codes(segment), str(segment.get('SegmentLabel', '')).strip()]) for segment in dataset.get('SegmentSequence') or []}
 
 def _first(*groups, sequence):
     "First item of a sequence in the first functional group that has it."
@@ -237,7 +241,7 @@ def _read_seg(path, volume, file, numbered):
     dataset = parse_dicom(path, file)
     shape, frames = (int(dataset.get('Rows', 0)), int(dataset.get('Columns', 0))), list(dataset.get('PerFrameFunctionalGroupsSequence') or [])
     if shape not in (volume.shape[1:], volume.shape[:0:-1]): raise MaskError(file, f'the mask is {shape}, its scan is {volume.shape[1:]} (y, x)', 'Use the mask of this scan')
-    clots, shared = _segment_numbers(dataset, file), (dataset.get('SharedFunctionalGroupsSequence') or [None])[0]
+    clots, shared = clot_segments(_segment_names(dataset), file, numbered), (dataset.get('SharedFunctionalGroupsSequence') or [None])[0]
     if int(dataset.get('NumberOfFrames') or 0) != len(frames) or len(frames) > len(volume.hu) * len(dataset.SegmentSequence): raise MaskError(file, f'has {len(frames)} frames, its scan {len(volume.hu)} slices', 'Write it again')
     try: stored = dataset.pixel_array.reshape(len(frames), *shape)
     except (KeyboardInterrupt, SystemExit): raise
