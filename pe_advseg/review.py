@@ -171,7 +171,7 @@ class Tools(Correcting):
             if number is None: self.say(f'Embolus {painted} is new. More strokes go into it.')
             self.current, self.joined, self.into.value = painted, True, self.into.options[1]
 
-# %% ../nbs/51_review.ipynb #99e50d7d
+# %% ../nbs/51_review.ipynb #74e7ab46
 class Review(Tools):
     "The whole widget; see `review`."
     def __init__(self, *args, **looks):
@@ -212,7 +212,11 @@ class Review(Tools):
         if self.tool.value in ('Paint', 'Erase'): self.refresh()
 
     def on_button_release(self, event) -> None:
-        if self.dragging: self.dragging = False; self.after()
+        "The last movement may come with the release only."
+        if not self.dragging: return
+        place, self.dragging = self.view.voxel(event), False
+        if place is not None: self.use((self.slice.value, *place), first=False)
+        self.after()
 
 # %% ../nbs/51_review.ipynb #46ab92d0
 def read_label(source, volume: Volume) -> tuple:    # numbers, probability or None, confidence or None, what it is in words
