@@ -33,7 +33,7 @@ def make_canvas(figure) -> widgets.DOMWidget:
     canvas.toolbar_visible, canvas.capture_scroll = 'hidden', True
     return canvas
 
-# %% ../nbs/50j_controls.ipynb #e6d68d3c
+# %% ../nbs/50j_controls.ipynb #abb481f5
 STYLE = """<style>.pe-review { font-size: 13px } .pe-review select[multiple], .pe-review select[size] { font-family: ui-monospace, Consolas, monospace; font-size: 12px }
 .pe-review .widget-label { color: var(--jp-ui-font-color1) } .pe-heads { font: 12px ui-monospace, Consolas, monospace; white-space: pre; color: var(--jp-ui-font-color2); padding-left: 5px }
 .pe-says { min-height: 34px; line-height: 17px } .pe-says.bad { color: #B34700; font-weight: 600 }
@@ -75,4 +75,4 @@ class Controls(widgets.VBox):
                              grid('undo', 'redo'), self.reviewer, self.note, self.buttons['save'], self.says], layout=widgets.Layout(width='320px', margin='0 0 0 10px', flex='0 0 auto'))
         top = widgets.HTML(STYLE + f'<div class="pe-study"><b>{head}</b><span>Research only, not for diagnosis</span></div>')
         super().__init__([top, widgets.HBox([picture, side])], layout=widgets.Layout(width='max-content'))
-        self.add_class('pe-review')
+        self.add_class('pe-review'); self.slice.add_class('pe-slice')

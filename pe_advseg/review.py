@@ -89,7 +89,7 @@ class Looking(Controls):
         if self.zoom.value > 1: self.look_at()
         self.draw()
 
-# %% ../nbs/51_review.ipynb #2a732d32
+# %% ../nbs/51_review.ipynb #f5d1da61
 class Correcting(Looking):
     "`keep(edits, reviewer, note)` saves and returns the folder; `draft`: where unfinished work is kept."
     def __init__(self, edits: Edits, keep, draft: Path | None = None, **looks):
@@ -108,7 +108,6 @@ class Correcting(Looking):
 
     def after(self) -> None:
         "After a change: list, picture, unfinished work on disk."
-        if self.current not in {*self.edits.emboli, *self.edits.said}: self.current = 0
         self.list_emboli(); self.draw()
         if self.draft and (self.edits.done or self.edits.undone): write_draft(self.draft, self.edits, reviewer=self.reviewer.value, note=self.note.value)
 
