@@ -19,7 +19,7 @@ from .ct import InputError, Volume
 from .paths import whole_file
 from .probability import STEP
 
-# %% ../nbs/50h_edit.ipynb #aa85eca3
+# %% ../nbs/50h_edit.ipynb #316f30bd
 @dataclass
 class Step:
     "What one action changed."
@@ -36,12 +36,12 @@ def near(volume: Volume,
          radius_mm: float,
          flat: bool = False, # a disc: in the slice of `start` only
         ) -> tuple:          # box (three slices), bool array of the box
-    "Voxels whose centre lies within the radius of the line from start to end, in mm. ValueError where none does."
+    "Voxels whose centre lies within the radius of the line from start to end, in mm. ValueError for a point outside the scan."
     start, end, spacing = np.asarray(start, float), np.asarray(end, float), np.asarray(volume.spacing)
+    if any(not (0 <= p).all() or (p > np.array(volume.shape) - 1).any() for p in (start, end)): raise ValueError('The point lies outside the scan')
     reach = radius_mm / spacing * ([0, 1, 1] if flat else 1)
     low = np.maximum(np.ceil(np.minimum(start, end) - reach - 1e-9), 0).astype(int)
     high = np.minimum(np.floor(np.maximum(start, end) + reach + 1e-9) + 1, volume.shape).astype(int)
-    if (low >= high).any(): raise ValueError('The point lies outside the scan')
     box = tuple(map(slice, low, high))
     grid = (np.moveaxis(np.mgrid[box], 0, -1) - start) * spacing
     way = (end - start) * spacing
