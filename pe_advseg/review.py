@@ -21,10 +21,10 @@ from .probability import STEP
 from .show import PREDICTION_COLOUR, TRUTH_COLOUR
 from .volume_files import read_volume
 
-# %% ../nbs/51_review.ipynb #00c494d7
+# %% ../nbs/51_review.ipynb #a53971d1
 class Looking(Controls):
     "Scrolls, jumps and draws."
-    def __init__(self, edits: Edits, head: str = '', reviewer: str = '', second=None, second_title: str = 'second reader', confidence=None, interactive: bool = True):
+    def __init__(self, edits: Edits, head: str = '', reviewer: str = '', second=None, second_title: str = 'the other label', confidence=None, interactive: bool = True):
         super().__init__(edits.volume, ('under review', second_title) if second is not None else ('',), head, reviewer, interactive)
         self.edits, self.second, self.confidence, self.current, self.rows, self.quiet = edits, second, confidence, 0, {}, False
         self.middle = midline_x(edits.volume)
@@ -89,7 +89,7 @@ class Looking(Controls):
         if self.zoom.value > 1: self.look_at()
         self.draw()
 
-# %% ../nbs/51_review.ipynb #f5d1da61
+# %% ../nbs/51_review.ipynb #04f14c11
 class Correcting(Looking):
     "`keep(edits, reviewer, note)` saves and returns the folder; `draft`: where unfinished work is kept."
     def __init__(self, edits: Edits, keep, draft: Path | None = None, **looks):
@@ -131,6 +131,7 @@ class Correcting(Looking):
     def save(self) -> None:
         "A new version in the store; the unfinished work is finished then."
         if not self.reviewer.value.strip(): return self.say('Type your name first: a correction says who made it.', bad=True)
+        self.say('Saving ...')
         try: self.saved = Path(self.keep(self.edits, self.reviewer.value.strip(), self.note.value.strip()))
         except Exception as error: return self.say(f'Not saved: {error} Nothing is lost; the work is kept as unfinished.', bad=True)    # whatever a library raises
         if self.draft: self.draft.unlink(missing_ok=True)
@@ -217,11 +218,11 @@ class Review(Tools):
         if place is not None: self.use((self.slice.value, *place), first=False)
         self.after()
 
-# %% ../nbs/51_review.ipynb #46ab92d0
+# %% ../nbs/51_review.ipynb #ebd290c6
 def read_label(source, volume: Volume) -> tuple:    # numbers, probability or None, confidence or None, what it is in words
     "The label in an annotation's or a correction's folder, a NIfTI file or an array. InputError if it is another scan's."
     if source is None: return np.zeros(volume.shape, np.uint16), None, None, 'an empty label'
-    if isinstance(source, np.ndarray): return source, None, None, 'an array'
+    if isinstance(source, np.ndarray): return source, None, None, 'a label'
     if not isinstance(source, Annotation):
         path = Path(source)
         if path.is_dir() and not (path / 'summary.json').exists(): return read_nifti(path / 'mask.nii.gz', volume), None, None, f'correction {path.name}'
@@ -247,7 +248,7 @@ def review(scan,                    # folder or file of the scan
         save_correction = save
         if save_correction is None: from pe_advseg.corrections import save_correction
         return save_correction(store, scan, volume, edits.numbers, who, how='review', decisions=edits.decisions.to_dict('records'), note=note,
-                               annotation=annotation if isinstance(annotation, (str, Path)) and Path(annotation).is_dir() else None)
+                               annotation=annotation if isinstance(annotation, (str, Path)) and (Path(annotation) / 'summary.json').exists() else None)
     looks = dict(head=f'{name}, {origin}', reviewer=reviewer, confidence=confidence, interactive=find_spec('ipympl') is not None if interactive is None else interactive)
     if second is not None: looks['second'], *_, looks['second_title'] = read_label(second, volume)
     shown = Review(edits, keep, folder.with_name(f'{folder.name}-unfinished') / f'{name}-{edits.began:08x}.npz', **looks)

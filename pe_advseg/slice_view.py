@@ -43,7 +43,7 @@ def outlines(numbers: np.ndarray) -> list[tuple]:   # (number, [(n, 2) corners (
         found.append((number, [line + shift for line in contour_generator(z=inside).lines(.5)], (box[1].stop, box[0].start)))
     return found
 
-# %% ../nbs/50i_slice_view.ipynb #d244d6e3
+# %% ../nbs/50i_slice_view.ipynb #21fe62c4
 class SliceView:
     "A matplotlib figure of one slice, once or twice; `show` fills it."
     def __init__(self, volume: Volume, titles: tuple = ('',), pixels: int = 512, spare: int = 12):    # a title for each picture; side of one in pixels
@@ -51,13 +51,13 @@ class SliceView:
         self.figure = Figure(figsize=(pixels * self.panels / 100, pixels / 100), dpi=100, facecolor='black')
         self.axes = self.figure.subplots(1, self.panels, sharex=True, sharey=True, squeeze=False, gridspec_kw=dict(left=0, right=1, top=1, bottom=0, wspace=.008))[0]
         _, rows, columns = volume.shape
-        words = dict(color='white', fontsize=9, zorder=5)
+        words = dict(color='white', fontsize=9, zorder=5, bbox=dict(facecolor='black', alpha=.55, edgecolor='none', pad=1.5))
         self.pictures, self.lines, self.numbers, self.captions, self.brushes = [], [], [], [], []
         for axis, title in zip(self.axes, titles):
             axis.set_axis_off(); axis.set_aspect(volume.spacing[1] / volume.spacing[2], adjustable='datalim' if self.panels == 1 else 'box')
             self.pictures.append(axis.imshow(np.zeros((rows, columns, 3), np.uint8), aspect=axis.get_aspect()))
             self.lines.append(axis.add_collection(LineCollection([], zorder=3), autolim=False))
-            self.numbers.append([axis.text(0, 0, '', fontsize=9, fontweight='bold', zorder=4, clip_on=True, visible=False) for _ in range(spare)])
+            self.numbers.append([axis.text(0, 0, '', fontsize=10, fontweight='bold', zorder=4, clip_on=True, visible=False) for _ in range(spare)])
             self.brushes.append(axis.add_patch(Ellipse((0, 0), 1, 1, fill=False, color='white', linewidth=1, visible=False, zorder=4)))
             for x, letter in ((.012, 'R'), (.97, 'L')): axis.text(x, .5, letter, transform=axis.transAxes, **words | dict(fontsize=12))
             self.captions.append(axis.text(.012, .985, '', transform=axis.transAxes, va='top', **words))
@@ -81,7 +81,7 @@ class SliceView:
             found = outlines(label) if label is not None else []
             drawn = [(line, number) for number, lines, _ in found for line in lines]
             self.lines[panel].set(segments=[line for line, _ in drawn], colors=[colour(panel, number) for _, number in drawn] or 'none',
-                                  linewidths=[2.4 if panel == 0 and number == current else 1.3 for _, number in drawn] or 1)
+                                  linewidths=[2.6 if panel == 0 and number == current else 1.5 for _, number in drawn] or 1)
             for text, (number, _, place) in zip(self.numbers[panel], found): text.set(text=str(number), position=place, color=colour(panel, number), visible=True)
             for text in self.numbers[panel][len(found):]: text.set_visible(False)
             self.captions[panel].set_text(f'slice {index} (0 to {len(self.volume.hu) - 1})\nwindow {window[0]:g} / {window[1]:g} HU')

@@ -191,6 +191,7 @@ def test_a_review_in_jupyterlab(hospital, jupyter, page, tmp_path):
     expected[within(volume, (z, row, column + 24), (z, row, column + 24), 5.)] = 0
 
     # saved, but not without a name
+    assert len(list((home/'corrections-unfinished').iterdir())) == 1                # a closed browser loses nothing
     button('Save correction'); says('Type your name first')
     review.get_by_placeholder('your name').fill('R. Viewer')
     review.get_by_placeholder('optional').fill('by a machine')
