@@ -71,19 +71,21 @@ def queue(annotations: Annotated[Path, typer.Argument(help='Folder that `annotat
     seen = dict(scans=find_scans(scans)[0], predictor=load_predictors([find_run(run)])[0]) if scans and by == 'diversity' else {}
     typer.echo(worklist_table(rank_queue(annotations, by, store, count, seed, **seen)))
 
-# %% ../nbs/60b_cli_annotation.ipynb #565f211d
+# %% ../nbs/60b_cli_annotation.ipynb #05dbb5d3
 @commands.command('import-corrections')
-def import_corrections(source: Annotated[Path, typer.Argument(help='A corrected mask (DICOM SEG, NIfTI, NRRD), or a folder of them (of MONAI Label, too).')],
-                       scans: Annotated[Path, typer.Option(help='The scan, or the folder of scans, that they were drawn on.')],
+def import_corrections(source: Annotated[Path, typer.Argument(help="A corrected mask (DICOM SEG, NIfTI, NRRD, .seg.nrrd), or a folder of them; MONAI Label's folder, too.")],
                        reviewer: Annotated[str, typer.Option(help='Who corrected: stands in the history.')],
+                       scans: Annotated[Optional[Path], typer.Option(help="The scan, or the folder of scans, that they were drawn on. MONAI Label's folder has its own.")] = None,
                        store: StoreOption = Path('corrections'),
                        annotations: Annotated[Optional[Path], typer.Option(help='Folder that `annotate` wrote: what the corrections began from.')] = None,
-                       dry_run: Annotated[bool, typer.Option(help='Check and show, write nothing.')] = False):
+                       numbered: Annotated[bool, typer.Option(help='A value of a mask is the number of an embolus, even where there is only one.')] = False,
+                       trust_header: Annotated[bool, typer.Option(help='Take a mask although it looks mirrored, or lies on something else than clot.')] = False,
+                       dry_run: Annotated[bool, typer.Option(help='Check and compare, write nothing.')] = False):
     "Take **corrections** made elsewhere (3D Slicer, OHIF, ITK-SNAP, MONAI Label) back in. Nothing is overwritten. Exit code 1 if one was refused."
-    from pe_advseg.import_corrections import import_all
-    results = import_all(source, scans, store, reviewer, annotations=annotations, dry_run=dry_run)
-    for result in results: typer.echo(str(result))
-    if not all(result.accepted for result in results): raise typer.Exit(1)
+    from pe_advseg.import_corrections import import_corrections as take
+    results = take(source, scans, store, reviewer, dry_run, annotations, numbered=numbered, trust_header=trust_header)
+    typer.echo(str(results))
+    if results.refused or not results: raise typer.Exit(1)
 
 # %% ../nbs/60b_cli_annotation.ipynb #9bb4dfca
 @commands.command()
