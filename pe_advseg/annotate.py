@@ -37,13 +37,13 @@ from .source_series import has_slice_files, source_series
 from .trust import doubt, doubt_facts, judge, read_trust, scan_facts
 from .volume_files import read_volume
 
-# %% ../nbs/50f_annotate.ipynb #9895c439
+# %% ../nbs/50f_annotate.ipynb #9d59eb9f
 @dataclass(frozen=True)
 class Options:
     "How scans are annotated. ValueError for numbers that make no sense."
     threshold: float = 0.5                 # of the probability
     smallest_mm3: float = 2.0              # smaller pieces are left out
-    inference: Inference = Inference()     # windows, mirroring, precision, which weights
+    inference: Inference = Inference()     # windows, mirroring, precision, which weights: how runs are loaded
     rtstruct: bool = False                 # RTSTRUCT beside the SEG
     pseudonym: str | None = None           # in DICOM, instead of name and number; in a folder of scans with the study's digits behind it
     reading: dict = field(default_factory=dict)    # of `read_volume`: series, assume_hu, resample
@@ -52,12 +52,12 @@ class Options:
         if not 0 < self.threshold < 1: raise ValueError(f'the threshold must lie between 0 and 1, got {self.threshold}')
         if not self.smallest_mm3 >= 0: raise ValueError(f'the smallest embolus must have 0 mm3 or more, got {self.smallest_mm3}')
 
-    def facts(self) -> dict:
-        "What changes the result; the size of a batch does not."
-        inference = {name: value for name, value in dataclasses.asdict(self.inference).items() if name != 'batch'}
-        return dict(threshold=self.threshold, smallest_mm3=self.smallest_mm3, **inference, **self.reading)
+    def facts(self, inference: Inference | None = None) -> dict:
+        "What changes the result (the size of a batch does not); with the inference of runs that are loaded already."
+        applied = {name: value for name, value in dataclasses.asdict(inference or self.inference).items() if name != 'batch'}
+        return dict(threshold=self.threshold, smallest_mm3=self.smallest_mm3, **applied, **self.reading)
 
-# %% ../nbs/50f_annotate.ipynb #44277247
+# %% ../nbs/50f_annotate.ipynb #b2e4550b
 STATEMENTS = {True: 'Synthetic training, research only, not for diagnosis', False: 'Research only, not for diagnosis'}      # DICOM has room for 64 characters
 
 def run_facts(predictor: Predictor, run) -> dict:
@@ -73,6 +73,9 @@ class Annotator:
     trusts: list                 # their calibrations, None where there is none
 
     @property
+    def inference(self) -> Inference: return self.predictors[0].options
+
+    @property
     def statement(self) -> str: return STATEMENTS[any(run['synthetic'] for run in self.runs)]
 
 def load_annotator(runs=(), inference: Inference = Inference()) -> Annotator:
@@ -81,7 +84,7 @@ def load_annotator(runs=(), inference: Inference = Inference()) -> Annotator:
     predictors = load_predictors(folders, inference)
     return Annotator(predictors, [run_facts(*pair) for pair in zip(predictors, folders)], [read_trust(folder) for folder in folders])
 
-# %% ../nbs/50f_annotate.ipynb #c5f39338
+# %% ../nbs/50f_annotate.ipynb #d3514527
 def describe(volume: Volume, scan: Path, table: pd.DataFrame, annotator: Annotator, options: Options, trust: dict, seconds: dict) -> dict:
     "Everything but the arrays, as plain data."
     ml, suffixes = float(table.volume_ml.sum()), ''.join(scan.suffixes).lower()
@@ -89,7 +92,7 @@ def describe(volume: Volume, scan: Path, table: pd.DataFrame, annotator: Annotat
     result = f'{len(table)} emboli, {ml:.2f} mL' if len(table) > 1 else f'1 embolus, {ml:.2f} mL' if len(table) else NO_FINDING
     about = dict(name=study_name(volume), digest=pixel_digest(volume), shape=list(volume.shape), spacing_mm=list(volume.spacing), source=kind, notes=list(volume.notes))
     return dict(what='annotation', version=__version__, statement=annotator.statement, result=result, emboli=len(table), volume_ml=ml, scan=about, runs=annotator.runs,
-                options=options.facts(), trust=trust, seconds={name: round(value, 2) for name, value in seconds.items()}, made=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+                options=options.facts(annotator.inference), trust=trust, seconds={name: round(value, 2) for name, value in seconds.items()}, made=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 def find_emboli(scan, volume: Volume, annotator: Annotator, options: Options = Options(), seconds: dict | None = None) -> Annotation:
     "The annotation of a volume that was read from `scan`. ValueError if the network predicts no numbers."
@@ -104,7 +107,7 @@ def find_emboli(scan, volume: Volume, annotator: Annotator, options: Options = O
     seconds |= dict(measuring=time.perf_counter() - begun)
     return Annotation(volume, numbers, found.probability, found.confidence, table, describe(volume, Path(scan), table, annotator, options, trust, seconds) | dict(doubt=unsure))
 
-# %% ../nbs/50f_annotate.ipynb #4404ee6f
+# %% ../nbs/50f_annotate.ipynb #5c59815a
 def write_annotation(folder: Path, annotation: Annotation, scan: Path, options: Options = Options(), pseudonym: str | None = None) -> None:
     "Every file of an annotation; the folder is there and empty. InputError if the scan's files have changed since it was read."
     volume, source, summary = annotation.volume, scan, annotation.summary
@@ -119,7 +122,7 @@ def is_made(target: Path, annotator: Annotator, options: Options) -> bool:
     "Is this annotation there already? InputError if another one is."
     if not target.exists(): return False
     there = read_summary(target)
-    same = there.get('runs') == annotator.runs and there.get('options') == options.facts() and (target / 'rtstruct.dcm').exists() >= options.rtstruct
+    same = there.get('runs') == annotator.runs and there.get('options') == options.facts(annotator.inference) and (target / 'rtstruct.dcm').exists() >= options.rtstruct
     if not same: raise InputError(target.name, 'is there already, made with other runs or options', 'Choose another folder for this one; nothing is overwritten')
     return True
 

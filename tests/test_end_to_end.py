@@ -123,3 +123,35 @@ def test_the_whole_circle_closes(home):
     assert scores.groupby('method').patient.nunique().to_dict() == {'before': 2, 'after': 2}
     assert len(list((circle / 'corrections').glob('study-*/0001/correction.json'))) == 1
     assert len(list(circle.glob('annotations-*/study-*/report.html'))) == 3
+
+
+def test_the_circle_in_the_shell(home, tmp_path):
+    "As a newcomer types it: annotate, what next, correct elsewhere, import, train on; with the model that comes with the package."
+    import nibabel
+    import numpy as np
+    scans, out, store = tmp_path / 'scans', tmp_path / 'annotations', tmp_path / 'corrections'
+    assert pe_advseg(home, 'phantom', scans, '--hospital', 'delta', '--patients', 2, '--shape', '16x96x96', '--mask', 'nifti').returncode == 0
+    result = pe_advseg(home, 'annotate', scans, '--out', out)
+    assert result.returncode == 0 and 'Synthetic training, research only, not for diagnosis' in result.stdout, result.stderr[-2000:]
+    assert (out / 'index.html').exists() and len(list(out.glob('study-*'))) == 2
+    result = pe_advseg(home, 'queue', out, '--store', store)
+    assert result.returncode == 0, result.stderr[-2000:]
+    first = next(word for word in result.stdout.split() if word.startswith('study-'))
+    # corrected elsewhere: the expert's mask, saved by another program under the study's name
+    folders = sorted(path for path in scans.iterdir() if path.is_dir())
+    edited = tmp_path / 'edited'
+    edited.mkdir()
+    for folder in folders:
+        truth = nibabel.load(next(folder.glob('mask.nii.gz')))
+        same = next((study for study in out.glob('study-*') if np.allclose(nibabel.load(study / 'mask.nii.gz').affine, truth.affine) and nibabel.load(study / 'mask.nii.gz').shape == truth.shape and study.name == first), None)
+        if same is None: continue
+        nibabel.save(nibabel.Nifti1Image(np.asarray(truth.dataobj).astype(np.uint8), truth.affine), edited / f'{first}.nii.gz')
+    assert list(edited.iterdir())
+    result = pe_advseg(home, 'import-corrections', edited, '--scans', scans, '--reviewer', 'Dr Demo', '--store', store, '--annotations', out)
+    if result.returncode: pytest.fail(result.stdout + result.stderr[-2000:])
+    result = pe_advseg(home, 'queue', out, '--store', store)
+    assert first not in result.stdout                                         # it has been corrected
+    result = pe_advseg(home, 'retrain', store, '--steps', 2)
+    assert result.returncode == 0 and 'use it with' in result.stdout, result.stderr[-2000:]
+    run = result.stdout.split('--run ')[1].split('`')[0]
+    assert (home / 'runs' / run / 'retrained.json').exists()
