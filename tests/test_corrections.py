@@ -120,10 +120,10 @@ def test_a_version_says_everything(case):
     root, scan, volume, numbers = case
     annotation = annotated(root / 'out' / study_name(volume), volume, numbers)
     corrected = np.where(numbers == 2, 0, numbers)
-    folder = save_correction(root / 'store', scan, volume, corrected, ' AB ', annotation=annotation, decisions=[dict(embolus=np.int64(2), decision='rejected')], note='flow')
+    folder = save_correction(root / 'store', scan, volume, corrected, ' AB ', annotation=annotation, decisions=[dict(embolus=np.int64(2), decision='rejected', dice=float('nan'))], note='flow')
     record = json.loads((folder / 'correction.json').read_text())
     assert (record['reviewer'], record['version'], record['previous'], record['how'], record['note']) == ('AB', 1, None, 'review', 'flow')
-    assert record['decisions'] == [dict(embolus=2, decision='rejected')]
+    assert record['decisions'] == [dict(embolus=2, decision='rejected', dice=None)]      # as a table's rows come
     assert record['started_from']['runs'] == [dict(name='run7', weights='0123456789ab')]
     assert record['started_from']['digest'] == hashlib.sha256((annotation / 'mask.nii.gz').read_bytes()).hexdigest()
     assert (record['before']['emboli'], record['after']['emboli']) == (3, 2)
