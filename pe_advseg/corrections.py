@@ -192,7 +192,14 @@ def _write_version(making: Path, scan, volume, numbers, before, record, pseudony
         write_segmentation(making / 'segmentation.dcm', numbers, volume, scan, pseudonym=pseudonym)
     figure = difference_figure(volume, numbers * 0 if before is None else before, numbers)
     save_figure(figure, 'difference', dict(data=record['study'], version=record['version'], change=describe(record['difference'])), making)
-    write_whole(making / 'correction.json', json.dumps(record, indent=1, allow_nan=False, default=lambda value: value.item()))
+    write_whole(making / 'correction.json', json.dumps(_plain(record), indent=1, allow_nan=False))
+
+def _plain(value):
+    "What JSON can hold: NumPy's numbers become Python's, and what is not a number None."
+    if isinstance(value, dict): return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)): return [_plain(part) for part in value]
+    if isinstance(value, np.generic): value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 # %% ../nbs/50g_corrections.ipynb #0bb71e88
 def history(store, study: str) -> list[dict]:

@@ -120,10 +120,10 @@ def test_a_version_says_everything(case):
     root, scan, volume, numbers = case
     annotation = annotated(root / 'out' / study_name(volume), volume, numbers)
     corrected = np.where(numbers == 2, 0, numbers)
-    folder = save_correction(root / 'store', scan, volume, corrected, ' AB ', annotation=annotation, decisions=[dict(embolus=np.int64(2), decision='rejected')], note='flow')
+    folder = save_correction(root / 'store', scan, volume, corrected, ' AB ', annotation=annotation, decisions=[dict(embolus=np.int64(2), decision='rejected', dice=float('nan'))], note='flow')
     record = json.loads((folder / 'correction.json').read_text())
     assert (record['reviewer'], record['version'], record['previous'], record['how'], record['note']) == ('AB', 1, None, 'review', 'flow')
-    assert record['decisions'] == [dict(embolus=2, decision='rejected')]
+    assert record['decisions'] == [dict(embolus=2, decision='rejected', dice=None)]      # as a table's rows come
     assert record['started_from']['runs'] == [dict(name='run7', weights='0123456789ab')]
     assert record['started_from']['digest'] == hashlib.sha256((annotation / 'mask.nii.gz').read_bytes()).hexdigest()
     assert (record['before']['emboli'], record['after']['emboli']) == (3, 2)
@@ -441,6 +441,16 @@ def test_a_legitimate_rewrite_is_not_refused(case):
     assert result.orientation.startswith('not provable') and '1 removed, 1 added' in result.difference
 
 
+def test_a_symmetric_finding_is_not_refused(case):
+    "It agrees as well when mirrored: nothing is proven, and nothing held against it."
+    root, scan, volume, numbers = case
+    before, after = np.zeros_like(numbers), np.zeros_like(numbers)
+    before[5:8, 14:19, 14:26] = after[5:8, 14:19, 16:28] = 1                           # 14 to 25 of 40 is its own mirror image
+    path = write_as('nifti', root / 'c', after, volume, scan)
+    result = import_correction(path, scan, root / 'store', 'AB', annotated(root / 'out/a', volume, before))
+    assert result.orientation.startswith('not provable: 83%') and 'along x' in result.orientation
+
+
 def test_another_scan(case):
     root, scan, volume, numbers = case
     other, theirs = on_disk(root / 'scans/patient2', 2)
@@ -464,6 +474,19 @@ def test_a_seg_that_names_no_slice(case):
     values, _, notes = read_corrected(root / 'c.dcm', scan, volume, 'c.dcm')
     np.testing.assert_array_equal(values, numbers); assert any('frame of reference' in note for note in notes)
     dataset.FrameOfReferenceUID = '1.2.3.4.5.6'; dataset.save_as(root / 'c.dcm')
+    with pytest.raises(MaskError, match='another scan'): read_corrected(root / 'c.dcm', scan, volume, 'c.dcm')
+
+
+def test_a_seg_that_names_slices_only_at_the_top(case):
+    "Frames without references; the list of slices at the top of the object is of a twin: same place, same frame of reference."
+    root, scan, volume, numbers = case
+    write_segmentation(root / 'c.dcm', numbers, volume, scan)
+    dataset = pydicom.dcmread(root / 'c.dcm')
+    for frame in dataset.PerFrameFunctionalGroupsSequence: del frame.DerivationImageSequence
+    dataset.save_as(root / 'c.dcm')
+    np.testing.assert_array_equal(read_corrected(root / 'c.dcm', scan, volume, 'c.dcm')[0], numbers)
+    for number, item in enumerate(dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence): item.ReferencedSOPInstanceUID = f'1.2.3.4.{number + 1}'
+    dataset.save_as(root / 'c.dcm')
     with pytest.raises(MaskError, match='another scan'): read_corrected(root / 'c.dcm', scan, volume, 'c.dcm')
 
 
