@@ -189,10 +189,17 @@ def save_correction(store,                   # folder; an empty or missing one b
 def _write_version(making: Path, scan, volume, numbers, before, record, pseudonym) -> None:
     write_nifti(making / 'mask.nii.gz', numbers, volume, note=f'correction {record["version"]} of {record["study"]}')
     if Path(scan).is_dir() and len({source.file for source in volume.sources}) == len(volume.hu):
-        write_segmentation(making / 'segmentation.dcm', numbers, volume, scan, pseudonym=pseudonym)
+        started = record['started_from']
+        write_segmentation(making / 'segmentation.dcm', numbers, volume, scan, pseudonym=pseudonym, reviewer=record['reviewer'], history=_begun(started),
+                           algorithm='' if started['what'] == 'nothing' else 'pe_advseg', statement='Drawn or corrected by hand, research only')
     figure = difference_figure(volume, numbers * 0 if before is None else before, numbers)
     save_figure(figure, 'difference', dict(data=record['study'], version=record['version'], change=describe(record['difference'])), making)
     write_whole(making / 'correction.json', json.dumps(_plain(record), indent=1, allow_nan=False))
+
+def _begun(started: dict) -> str:
+    "What a correction began from, in words for the SEG."
+    runs = ', '.join(f"{run['name']} ({run['weights']})" for run in started.get('runs', []))
+    return dict(annotation=f'began as an annotation by {runs}', correction=f'began as correction {started.get("version")}', nothing='')[started['what']]
 
 def _plain(value):
     "What JSON can hold: NumPy's numbers become Python's, and what is not a number None."

@@ -140,6 +140,20 @@ def test_a_version_says_everything(case):
     with Image.open(folder / 'difference.png') as picture: assert picture.width > 300
 
 
+def test_the_seg_says_who_when_and_from_which_run(case, tmp_path):
+    place, scan, volume, numbers = case
+    started = annotated(place / 'out' / study_name(volume), volume, numbers) or place / 'out' / study_name(volume)
+    first = pydicom.dcmread(save_correction(place / 'store', scan, volume, np.where(numbers == 2, 0, numbers), 'Dr Ada', annotation=started) / 'segmentation.dcm')
+    assert first.ContentCreatorName == 'Dr Ada^' and {segment.SegmentAlgorithmType for segment in first.SegmentSequence} == {'SEMIAUTOMATIC'}
+    said = next(item for item in first.ContributingEquipmentSequence if 'began as' in item.get('ContributionDescription', ''))
+    run = json.loads((started / 'summary.json').read_text())['runs'][0]
+    assert run['name'] in said.ContributionDescription and said.ContributionDateTime
+    second = pydicom.dcmread(save_correction(place / 'store', scan, volume, numbers, 'Dr Bee') / 'segmentation.dcm')
+    assert any('began as correction 1' in item.get('ContributionDescription', '') for item in second.ContributingEquipmentSequence)
+    by_hand = pydicom.dcmread(save_correction(place / 'other', scan, volume, numbers, 'Dr Cat') / 'segmentation.dcm')
+    assert {segment.SegmentAlgorithmType for segment in by_hand.SegmentSequence} == {'MANUAL'}
+
+
 def _save_in_process(store, scan, number, start):
     volume = read_series(scan)
     start.wait(60)
