@@ -26,7 +26,7 @@ from .run_folder import load_network, read_config, slim_run
 from .setting import Scale, scans_digest
 from .train import train
 
-# %% ../nbs/55_starter.ipynb #71470e68
+# %% ../nbs/55_starter.ipynb #d92ebc48
 @dataclass(frozen=True)
 class Recipe:
     "How large everything is."
@@ -43,7 +43,7 @@ def _recipe(name: str, shape: tuple, pixel_mm: float, counts: tuple, batch: int,
 
 RECIPES = {'smoke': _recipe('smoke', (12, 64, 64), 5., (2, 1, 1, 3, 1), 2, 48, 2, 2, ('harbour', 'valley')),
            'demo': _recipe('demo', (48, 192, 192), 1.75, (4, 2, 1, 3, 1), 8, 96, 1500, 300),
-           'paper': _recipe('paper', (160, 384, 384), 1., (12, 3, 3, 8, 4), 16, 192, 4000, 600)}
+           'paper': _recipe('paper', (160, 384, 384), 1., (12, 3, 3, 4, 2), 16, 192, 4000, 600)}
 
 # %% ../nbs/55_starter.ipynb #8ce08165
 def recipe_studies(recipe: Recipe, parts=PARTS, workers: int | None = None, progress: bool = True) -> dict[str, list[CachedStudy]]:
