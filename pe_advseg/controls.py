@@ -34,7 +34,7 @@ def make_canvas(figure) -> widgets.DOMWidget:
     canvas.toolbar_visible, canvas.capture_scroll = 'hidden', True
     return canvas
 
-# %% ../nbs/50j_controls.ipynb #cee3b32b
+# %% ../nbs/50j_controls.ipynb #1dfa6df0
 STYLE = """<style>.pe-review { font-size: 13px } .pe-review select[multiple], .pe-review select[size] { font-family: ui-monospace, Consolas, monospace; font-size: 12px }
 .pe-review .widget-label { color: var(--jp-ui-font-color1) } .pe-heads { font: 12px ui-monospace, Consolas, monospace; white-space: pre; color: var(--jp-ui-font-color2); padding-left: 5px }
 .pe-says { min-height: 34px; line-height: 17px } .pe-says.bad { color: #B34700; font-weight: 600 }
@@ -66,8 +66,8 @@ class Controls(widgets.VBox):
         self.limits = widgets.IntRangeSlider(value=(0, 130), min=-200, max=500, step=5, description='Limits, HU', layout=fill)
         self.into = widgets.Dropdown(options=('a new embolus', 'the chosen embolus'), description='Paint into', layout=widgets.Layout(width='236px'))
         self.ball = widgets.Checkbox(False, description='ball', indent=False, tooltip='The brush reaches the slices beside', layout=widgets.Layout(width='60px'))
-        self.reviewer = widgets.Text(reviewer, description='Reviewer', placeholder='your name', layout=fill)
-        self.note = widgets.Text('', description='Note', placeholder='optional', layout=fill)
+        self.reviewer = widgets.Text(reviewer, description='Reviewer', placeholder='your name', continuous_update=False, layout=fill)
+        self.note = widgets.Text('', description='Note', placeholder='optional', continuous_update=False, layout=fill)
         self.hover, self.says = widgets.HTML(), widgets.HTML()
         self.point = [widgets.BoundedIntText(end // 2, 0, end, description=axis, layout=thin, style=dict(description_width='12px')) for axis, end in zip('zyx', last)]
         self.here = widgets.Button(description='Use the tool here', layout=fill)
