@@ -34,7 +34,7 @@ def make_canvas(figure) -> widgets.DOMWidget:
     canvas.toolbar_visible, canvas.capture_scroll = 'hidden', True
     return canvas
 
-# %% ../nbs/50j_controls.ipynb #1dfa6df0
+# %% ../nbs/50j_controls.ipynb #b1593f0e
 STYLE = """<style>.pe-review { font-size: 13px } .pe-review select[multiple], .pe-review select[size] { font-family: ui-monospace, Consolas, monospace; font-size: 12px }
 .pe-review .widget-label { color: var(--jp-ui-font-color1) } .pe-heads { font: 12px ui-monospace, Consolas, monospace; white-space: pre; color: var(--jp-ui-font-color2); padding-left: 5px }
 .pe-says { min-height: 34px; line-height: 17px } .pe-says.bad { color: #B34700; font-weight: 600 }
@@ -74,7 +74,7 @@ class Controls(widgets.VBox):
         row = lambda *parts: widgets.HBox(parts, layout=widgets.Layout(justify_content='space-between'))
         grid = lambda *names: widgets.GridBox([self.buttons[name] for name in names], layout=widgets.Layout(grid_template_columns=f'repeat({len(names)}, 1fr)'))
         picture = widgets.VBox([row(self.window, self.overlay, self.opacity, self.zoom), self.canvas, self.slice, row(widgets.HTML(legend(len(titles))), self.hover)] + ([] if interactive else [row(*self.point, self.here)]),
-                               layout=widgets.Layout(width=f'{PIXELS[len(titles) - 1] * len(titles)}px', flex='0 0 auto'))
+                               layout=widgets.Layout(width=f'{PIXELS[len(titles) - 1] * len(titles) + 4}px', flex='0 0 auto'))
         side = widgets.VBox([self.heads, self.list, grid('previous', 'next'), grid('accept', 'reject', 'delete'), self.tool, self.radius, self.limits, row(self.into, self.ball),
                              grid('undo', 'redo'), self.reviewer, self.note, self.buttons['save'], self.says], layout=widgets.Layout(width='320px', margin='0 0 0 10px', flex='0 0 auto'))
         top = widgets.HTML(STYLE + f'<div class="pe-study"><b>{head}</b><span>Research only, not for diagnosis</span></div>')

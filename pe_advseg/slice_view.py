@@ -52,7 +52,7 @@ def to_png(figure: Figure) -> bytes:
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB').save(stream, 'PNG', compress_level=1)
     return stream.getvalue()
 
-# %% ../nbs/50i_slice_view.ipynb #415894cb
+# %% ../nbs/50i_slice_view.ipynb #973b76f7
 class Pictures:
     "A matplotlib figure of one slice, once or twice, still empty."
     def __init__(self, volume: Volume, titles: tuple = ('',), pixels: int = 512, spare: int = 12):    # a title for each picture; side of one in pixels
@@ -68,7 +68,7 @@ class Pictures:
             self.lines.append(axis.add_collection(LineCollection([], zorder=3), autolim=False))
             self.numbers.append([axis.text(0, 0, '', fontsize=10, fontweight='bold', zorder=4, clip_on=True, visible=False) for _ in range(spare)])
             self.brushes.append(axis.add_patch(Ellipse((0, 0), 1, 1, fill=False, color='white', linewidth=1, visible=False, zorder=4)))
-            for x, letter in ((.012, 'R'), (.97, 'L')): axis.text(x, .5, letter, transform=axis.transAxes, **words | dict(fontsize=12))
+            for x, letter, side in ((.012, 'R', 'left'), (.985, 'L', 'right')): axis.text(x, .5, letter, ha=side, transform=axis.transAxes, **words | dict(fontsize=12))
             self.captions.append(axis.text(.012, .985, '', transform=axis.transAxes, va='top', **words))
             axis.text(.985, .985, title, transform=axis.transAxes, va='top', ha='right', **words)
         self.look_at()
