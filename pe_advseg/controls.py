@@ -34,7 +34,7 @@ def make_canvas(figure) -> widgets.DOMWidget:
     canvas.toolbar_visible, canvas.capture_scroll = 'hidden', True
     return canvas
 
-# %% ../nbs/50j_controls.ipynb #cee3b32b
+# %% ../nbs/50j_controls.ipynb #b1593f0e
 STYLE = """<style>.pe-review { font-size: 13px } .pe-review select[multiple], .pe-review select[size] { font-family: ui-monospace, Consolas, monospace; font-size: 12px }
 .pe-review .widget-label { color: var(--jp-ui-font-color1) } .pe-heads { font: 12px ui-monospace, Consolas, monospace; white-space: pre; color: var(--jp-ui-font-color2); padding-left: 5px }
 .pe-says { min-height: 34px; line-height: 17px } .pe-says.bad { color: #B34700; font-weight: 600 }
@@ -66,15 +66,15 @@ class Controls(widgets.VBox):
         self.limits = widgets.IntRangeSlider(value=(0, 130), min=-200, max=500, step=5, description='Limits, HU', layout=fill)
         self.into = widgets.Dropdown(options=('a new embolus', 'the chosen embolus'), description='Paint into', layout=widgets.Layout(width='236px'))
         self.ball = widgets.Checkbox(False, description='ball', indent=False, tooltip='The brush reaches the slices beside', layout=widgets.Layout(width='60px'))
-        self.reviewer = widgets.Text(reviewer, description='Reviewer', placeholder='your name', layout=fill)
-        self.note = widgets.Text('', description='Note', placeholder='optional', layout=fill)
+        self.reviewer = widgets.Text(reviewer, description='Reviewer', placeholder='your name', continuous_update=False, layout=fill)
+        self.note = widgets.Text('', description='Note', placeholder='optional', continuous_update=False, layout=fill)
         self.hover, self.says = widgets.HTML(), widgets.HTML()
         self.point = [widgets.BoundedIntText(end // 2, 0, end, description=axis, layout=thin, style=dict(description_width='12px')) for axis, end in zip('zyx', last)]
         self.here = widgets.Button(description='Use the tool here', layout=fill)
         row = lambda *parts: widgets.HBox(parts, layout=widgets.Layout(justify_content='space-between'))
         grid = lambda *names: widgets.GridBox([self.buttons[name] for name in names], layout=widgets.Layout(grid_template_columns=f'repeat({len(names)}, 1fr)'))
         picture = widgets.VBox([row(self.window, self.overlay, self.opacity, self.zoom), self.canvas, self.slice, row(widgets.HTML(legend(len(titles))), self.hover)] + ([] if interactive else [row(*self.point, self.here)]),
-                               layout=widgets.Layout(width=f'{PIXELS[len(titles) - 1] * len(titles)}px', flex='0 0 auto'))
+                               layout=widgets.Layout(width=f'{PIXELS[len(titles) - 1] * len(titles) + 4}px', flex='0 0 auto'))
         side = widgets.VBox([self.heads, self.list, grid('previous', 'next'), grid('accept', 'reject', 'delete'), self.tool, self.radius, self.limits, row(self.into, self.ball),
                              grid('undo', 'redo'), self.reviewer, self.note, self.buttons['save'], self.says], layout=widgets.Layout(width='320px', margin='0 0 0 10px', flex='0 0 auto'))
         top = widgets.HTML(STYLE + f'<div class="pe-study"><b>{head}</b><span>Research only, not for diagnosis</span></div>')

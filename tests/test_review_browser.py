@@ -156,9 +156,19 @@ def test_a_review_in_jupyterlab(hospital, jupyter, page, tmp_path):
     page.mouse.move(*picture.at(5, 5))
     page.mouse.wheel(0, 100); at_slice(first - 1)
     page.mouse.wheel(0, -100); at_slice(first)
-    button('Next'); at_slice(main(found == missed))
+
+    # keys belong to the picture, not to the notebook, where A and B would insert cells
+    cells = page.locator('.jp-Notebook-cell').count()
+    picture.click(5, 5)
+    page.keyboard.press('a'); says('Embolus 1: accepted')
+    page.keyboard.press('b'); says('Draw')
+    page.keyboard.press('l'); says('Click on an embolus')
+    page.keyboard.press('n'); at_slice(main(found == missed))
+    assert page.locator('.jp-Notebook-cell').count() == cells
 
     # a finding that is none
+    button('Previous'); at_slice(first)
+    button('Next'); at_slice(main(found == missed))
     button('Reject'); says(f'Embolus {missed}: rejected')
     expected = np.where(found == missed, 0, found)
 
@@ -190,8 +200,13 @@ def test_a_review_in_jupyterlab(hospital, jupyter, page, tmp_path):
     review.locator('option', has_text='added').nth(1).wait_for()
     expected[within(volume, (z, row, column + 24), (z, row, column + 24), 5.)] = 0
 
+    # opened again before anything was saved: nothing is lost
+    page.locator('.jp-Notebook-cell .cm-content').first.click()
+    page.keyboard.press('Control+Enter')
+    says('Unfinished work was resumed')
+    assert len(list((home/'corrections-unfinished').iterdir())) == 1
+
     # saved, but not without a name
-    assert len(list((home/'corrections-unfinished').iterdir())) == 1                # a closed browser loses nothing
     button('Save correction'); says('Type your name first')
     review.get_by_placeholder('your name').fill('R. Viewer')
     review.get_by_placeholder('optional').fill('by a machine')
@@ -220,5 +235,5 @@ def check_files(version, volume, expected, missed):
     for segment, number in enumerate(numbers): np.testing.assert_array_equal(planes[..., segment], expected == number)
     record = json.loads((version/'correction.json').read_text())
     decisions = {row['embolus']: row['decision'] for row in record['decisions']}
-    assert decisions == {1: 'open', missed: 'rejected', missed + 1: 'added', missed + 2: 'added'}
+    assert decisions == {1: 'accepted', missed: 'rejected', missed + 1: 'added', missed + 2: 'added'}
     assert (record['reviewer'], record['note'], record['how']) == ('R. Viewer', 'by a machine', 'review') and 'a-run' in json.dumps(record)
