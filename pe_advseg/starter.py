@@ -117,7 +117,7 @@ def starter_card(run, studies: dict, scores: pd.DataFrame) -> str:
                        million=count(load_network(run)[0].cpu(), 64)['parameters'] / 1e6, train=len(studies['train']), pool=len(studies['pool']), hospitals=', '.join(dict.fromkeys(s.hospital for s in studies['train'])),
                        pixel=studies['train'][0].spacing[1], window=f'{config.window[0]:.0f} to {config.window[1]:.0f}', first=first, steps=config.steps, scores='\n'.join(lines), **made | dict(commit=made['commit'] or 'not recorded'))
 
-# %% ../nbs/55_starter.ipynb #5ad2313d
+# %% ../nbs/55_starter.ipynb #3eeade86
 def ship_starter(run, target, card: str) -> Path:
     "The slim run with its card in `target`, in place of what was there. TrainingError if it is not finished, ValueError if it is too large."
     target = Path(target)
@@ -127,6 +127,7 @@ def ship_starter(run, target, card: str) -> Path:
     size = sum(path.stat().st_size for path in making.glob('*.safetensors'))
     if size > LIMIT: shutil.rmtree(making); raise ValueError(f'the weights have {size / 1e6:.1f} MB, more than the {LIMIT / 1e6:.0f} that may travel with the package')
     (making / 'README.md').write_text(card, encoding='utf-8')
+    for path in making.iterdir(): path.chmod(0o644)                       # whoever installs the package may read them
     shutil.rmtree(target, ignore_errors=True)
     making.rename(target)
     return target
