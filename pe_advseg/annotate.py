@@ -57,7 +57,7 @@ class Options:
         applied = {name: value for name, value in dataclasses.asdict(inference or self.inference).items() if name != 'batch'}
         return dict(threshold=self.threshold, smallest_mm3=self.smallest_mm3, **applied, **self.reading)
 
-# %% ../nbs/50f_annotate.ipynb #b2e4550b
+# %% ../nbs/50f_annotate.ipynb #4ff3a70e
 STATEMENTS = {True: 'Synthetic training, research only, not for diagnosis', False: 'Research only, not for diagnosis'}      # DICOM has room for 64 characters
 
 def run_facts(predictor: Predictor, run) -> dict:
@@ -80,6 +80,7 @@ class Annotator:
 
 def load_annotator(runs=(), inference: Inference = Inference()) -> Annotator:
     "Runs by folder or name; none means the model that comes with the package. ValueError for an unknown run, TrainingError for one without a network."
+    import highdicom, jinja2, nibabel                              # what writing needs: a second of imports, here once for many scans
     folders = [find_run(run) for run in (runs or [''])]
     predictors = load_predictors(folders, inference)
     return Annotator(predictors, [run_facts(*pair) for pair in zip(predictors, folders)], [read_trust(folder) for folder in folders])
