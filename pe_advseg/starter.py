@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'PARTS', 'RECIPES', 'LIMIT', 'CARD', 'Recipe', 'recipe_studies', 'train_starter', 'choose_starter',
-           'starter_card', 'ship_starter']
+           'starter_card', 'ship_starter', 'starter_table']
 
 # %% ../nbs/55_starter.ipynb #cb7226ca
 import json
@@ -131,3 +131,13 @@ def ship_starter(run, target, card: str) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     making.rename(target)
     return target
+
+# %% ../nbs/55_starter.ipynb #c3237e51
+def starter_table(scores: pd.DataFrame, real: pd.DataFrame | None = None) -> str:
+    "Markdown: synthetic patients nobody trained, chose or calibrated on, and a real one where it has been scored; means over patients with embolism."
+    lines = ['| scored on | patients with embolism | Dice | sensitivity | clot, mL | drawn, mL | Dice it expected of itself |', '|---|---|---|---|---|---|---|']
+    for name, table in (('synthetic, six hospitals', scores), ('one real patient (FUMPE PAT029)', real)):
+        if table is None: continue
+        ill = table[table.clot_ml > 0]
+        lines.append(f'| {name} | {len(ill)} | {ill.dice.mean():.2f} | {ill.sensitivity.mean():.2f} | {ill.clot_ml.mean():.1f} | {ill.predicted_ml.mean():.1f} | {f"{ill.estimated_dice.mean():.2f}" if "estimated_dice" in ill else ""} |')
+    return '\n'.join(lines)

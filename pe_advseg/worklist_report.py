@@ -79,7 +79,9 @@ COLOURS = {'random': '#000000', 'confidence': '#0072B2', 'entropy': '#D55E00', '
 def worklist_figure(table: pd.DataFrame) -> Figure:
     "Left: Dice against the number of corrected scans. Right: the difference from what chance picks, paired by patient."
     names = [name for name in COLOURS if name in set(table.strategy) and name not in ('all', 'none')]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout='constrained')
+    figure = plt.figure(figsize=(12, 4.3), layout='constrained')
+    grid = figure.add_gridspec(2, 2, height_ratios=(10, 1))
+    left, right, below = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, :])
     for place, name in enumerate(names):
         part, apart = table[table.strategy == name], 2 ** (.09 * (place - (len(names) - 1) / 2))          # beside each other, not on top
         bars = lambda value, low, high: [part[value] - part[low], part[high] - part[value]]
@@ -91,7 +93,7 @@ def worklist_figure(table: pd.DataFrame) -> Figure:
     counts = sorted(set(table[table.strategy.isin(names)].corrected))
     for axis in (left, right): axis.set_xscale('log', base=2); axis.set(xticks=counts, xticklabels=counts, xlabel='corrected scans'); axis.minorticks_off()
     left.set(ylabel=f'Dice, {table.patients.max()} unseen patients, mean of {table.seeds.max()} seeds'); right.set(ylabel='Dice: difference from chance, paired')
-    figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=7)
+    below.axis('off'); below.legend(*left.get_legend_handles_labels(), loc='center', ncols=7)      # an axis of its own: a legend of the figure would move when it is saved
     plt.close(figure)
     return figure
 
