@@ -188,7 +188,7 @@ def test_nothing_is_overwritten(tmp_path, annotator, patient):
     scan = as_files(patient, tmp_path, 'NIfTI')
     target = annotate_scan(scan, tmp_path / 'out', annotator)
     before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
-    with pytest.raises(InputError, match='other runs or options'): annotate_scan(scan, tmp_path / 'out', annotator, Options(threshold=.4))
+    with pytest.raises(InputError, match='other runs, options'): annotate_scan(scan, tmp_path / 'out', annotator, Options(threshold=.4))
     assert before == {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
 
 
@@ -236,3 +236,25 @@ def test_the_real_anonymised_patient(tmp_path, annotator):
     volume = read_volume(scan)
     assert read_annotation(target, volume).volume.shape == (12, 512, 512)
     assert pydicom.dcmread(target / 'segmentation.dcm').StudyInstanceUID.startswith('2.25.')
+
+
+def test_results_among_the_scans_are_no_scans_and_pseudonyms_do_not_mix(tmp_path, annotator):
+    hospital = write_hospital(tmp_path / 'valley', 'valley', 2, (12, 64, 64), mask=None, workers=1, progress=False)
+    options = Options(rtstruct=True, pseudonym='P')
+    first = annotate_all(hospital, hospital / 'out', (), options, workers=0, progress=False)
+    again = annotate_all(hospital, hospital / 'out', (), options, workers=0, progress=False)
+    assert [result.number for result in again] == [1, 2] and all(result.target and not result.made for result in again)
+    names = {pydicom.dcmread(result.target / 'segmentation.dcm').PatientID for result in first}
+    assert names == {f'P-{result.target.name[6:]}' for result in first} and len(names) == 2
+    plain = annotate_all(hospital, hospital / 'out', (), Options(rtstruct=True), workers=0, progress=False)        # would leave a pseudonym where a name was asked for, or the other way round
+    assert not any(result.target for result in plain) and 'pseudonym' in plain[0].cause
+    alone = annotate_all(first[0].target.parents[1] / sorted(path.name for path in hospital.iterdir() if path.is_dir() and path.name != 'out')[0], hospital / 'out', (), Options(rtstruct=True, pseudonym=f"P-{first[0].target.name[6:]}"), workers=0, progress=False)
+    assert alone[0].target == first[0].target
+    assert len(pd.read_csv(hospital / 'out' / 'annotations.csv')) == 2                                              # the other one is still shown
+
+
+def test_a_calibration_is_for_the_inference_it_was_made_with(patient):
+    trusted = find_emboli('x.nii.gz', patient, load_annotator())
+    mirrored = find_emboli('x.nii.gz', patient, load_annotator((), Inference(flips=True)))
+    assert trusted.summary['trust']['estimated_dice'] is not None
+    assert mirrored.summary['trust']['estimated_dice'] is None and 'mirrored' in mirrored.summary['trust']['calibration']
