@@ -143,9 +143,9 @@ def read_started_from(annotation,        # folder, or None
     if annotation is not None:
         annotation, summary = Path(annotation), read_summary(annotation)
         if summary['scan']['digest'] != pixel_digest(volume): raise InputError(annotation.name, 'is the annotation of another scan', 'Give the annotation of this scan')
-        said = dict(what='annotation', runs=summary.get('runs', []), made=summary.get('made', ''), digest=file_sha(annotation / 'mask.nii.gz'))
+        said = dict(what='annotation', pseudonym=summary.get('pseudonym'), runs=summary.get('runs', []), made=summary.get('made', ''), digest=file_sha(annotation / 'mask.nii.gz'))
         return read_nifti(annotation / 'mask.nii.gz', volume), said
-    if versions: return read_nifti(versions[-1] / 'mask.nii.gz', volume), dict(what='correction', version=int(versions[-1].name), digest=file_sha(versions[-1] / 'mask.nii.gz'))
+    if versions: return read_nifti(versions[-1] / 'mask.nii.gz', volume), dict(what='correction', version=int(versions[-1].name), pseudonym=_kept_pseudonym(versions[-1]), digest=file_sha(versions[-1] / 'mask.nii.gz'))
     return None, dict(what='nothing')
 
 def check_correction(numbers, volume, reviewer, how) -> np.ndarray:
@@ -156,6 +156,11 @@ def check_correction(numbers, volume, reviewer, how) -> np.ndarray:
     if found and found[-1] > 65535: raise InputError('the mask', f'numbers an embolus {found[-1]}', 'Use numbers up to 65535')
     return np.asarray(numbers).astype(np.uint16)
 
+def _kept_pseudonym(version: Path) -> str | None:
+    "Whoever was given a pseudonym once keeps it."
+    try: return json.loads((version / 'correction.json').read_text(encoding='utf-8')).get('pseudonym')
+    except (OSError, ValueError, AttributeError): return None
+
 # %% ../nbs/50g_corrections.ipynb #61e0fe15
 def save_correction(store,                   # folder; an empty or missing one becomes a store
                     scan,                    # folder or file that the volume was read from
@@ -165,7 +170,7 @@ def save_correction(store,                   # folder; an empty or missing one b
                     annotation=None,         # folder of the annotation that was corrected
                     decisions=(),            # per embolus, plain data
                     note: str = '',
-                    pseudonym: str | None = None,            # in the DICOM SEG, instead of the patient's name and number
+                    pseudonym: str | None = None,            # in the DICOM SEG, instead of the patient's name and number; default: that of the annotation or version it began from
                     origin: dict | None = None,              # of an import: kind of the file, its SHA-256
                    ) -> Path:                # the new version's folder
     "Keeps a correction as the study's next version, whole or not at all. Raises InputError."
@@ -176,11 +181,12 @@ def save_correction(store,                   # folder; an empty or missing one b
     with FileLock(folder / '.lock'):
         _keep_scan(folder, scan, volume, digest)
         before, started = read_started_from(annotation, volume, folder)
+        pseudonym = pseudonym or started.get('pseudonym')
         previous = max((int(path.name) for path in folder.glob('[0-9]*') if path.name.isdigit()), default=0)
         difference = compare_masks(numbers * 0 if before is None else before, numbers, volume)
         counted = lambda mask: None if mask is None else dict(emboli=int(len(np.unique(mask[mask > 0]))), volume_ml=float(np.count_nonzero(mask) * volume.voxel_ml))
         record = dict(what='correction', version=previous + 1, study=folder.name, reviewer=reviewer.strip(), when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-                      how=how, origin=origin, started_from=started, previous=previous or None, decisions=decisions if isinstance(decisions, dict) else list(decisions), note=note, before=counted(before), after=counted(numbers),
+                      how=how, origin=origin, started_from=started, previous=previous or None, pseudonym=pseudonym, decisions=decisions if isinstance(decisions, dict) else list(decisions), note=note, before=counted(before), after=counted(numbers),
                       difference=difference, software=f'pe_advseg {__version__}')
         with whole_folder(folder / f'{previous + 1:04d}') as making:
             _write_version(making, scan, volume, numbers, before, record, pseudonym)

@@ -154,6 +154,17 @@ def test_the_seg_says_who_when_and_from_which_run(case, tmp_path):
     assert {segment.SegmentAlgorithmType for segment in by_hand.SegmentSequence} == {'MANUAL'}
 
 
+def test_a_pseudonym_once_given_stays(case):
+    place, scan, volume, numbers = case
+    started = place / 'out' / study_name(volume)
+    annotated(started, volume, numbers)
+    summary = json.loads((started / 'summary.json').read_text()) | dict(pseudonym='P9')
+    (started / 'summary.json').write_text(json.dumps(summary))
+    versions = [save_correction(place / 'store', scan, volume, numbers, 'AB', annotation=start) for start in (started, None)]
+    assert [pydicom.dcmread(version / 'segmentation.dcm').PatientID for version in versions] == ['P9', 'P9']
+    for version in versions: assert not any(b'SECRET' in path.read_bytes() for path in version.iterdir())
+
+
 def _save_in_process(store, scan, number, start):
     volume = read_series(scan)
     start.wait(60)
