@@ -152,7 +152,7 @@ def _annotate(scan: Path, out: Path, annotator: Annotator, options: Options, pse
     with whole_folder(target) as folder: write_annotation(folder, annotation, scan, options, pseudonym)
     return target, True
 
-# %% ../nbs/50f_annotate.ipynb #fc85affb
+# %% ../nbs/50f_annotate.ipynb #13c99852
 @dataclass(frozen=True)
 class Result:
     "What became of one scan: `target`, or why there is none. `name` is what the folder or file is called: for the eye of whoever asked, never for a file."
@@ -167,7 +167,8 @@ class Result:
 def find_scans(place, out=None) -> tuple[list[Path], list[InputError]]:
     "Scans (folders or files), and the errors of those that cannot even be found; the folder of results is none. InputError if there is none."
     place, refused = Path(place).expanduser(), []
-    if place.is_file() or not place.exists() or any(path.is_file() and looks_like_dicom(path) for path in sorted(place.iterdir())): return [place], []
+    if not place.exists(): raise InputError('the scan', 'does not exist', 'Check the path')
+    if place.is_file() or any(path.is_file() and looks_like_dicom(path) for path in sorted(place.iterdir())): return [place], []
     studies, ours = find_studies(place, refused=refused), Path(out).resolve() if out else None
     return [Path(study.scan) for study in studies if ours not in (Path(study.scan).resolve(), *Path(study.scan).resolve().parents)], [error for error in refused if (place / error.file.split('/')[0]).resolve() != ours]
 
