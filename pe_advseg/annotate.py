@@ -110,7 +110,7 @@ def find_emboli(scan, volume: Volume, annotator: Annotator, options: Options = O
     seconds |= dict(measuring=time.perf_counter() - begun)
     return Annotation(volume, numbers, found.probability, found.confidence, table, describe(volume, Path(scan), table, annotator, options, trust, seconds) | dict(doubt=unsure))
 
-# %% ../nbs/50f_annotate.ipynb #176a7c33
+# %% ../nbs/50f_annotate.ipynb #e8ae24c6
 def write_annotation(folder: Path, annotation: Annotation, scan: Path, options: Options = Options(), pseudonym: str | None = None) -> None:
     "Every file of an annotation; the folder is there and empty. InputError if the scan's files have changed since it was read."
     volume, source, summary = annotation.volume, scan, annotation.summary
@@ -152,7 +152,7 @@ def _annotate(scan: Path, out: Path, annotator: Annotator, options: Options, pse
     with whole_folder(target) as folder: write_annotation(folder, annotation, scan, options, pseudonym)
     return target, True
 
-# %% ../nbs/50f_annotate.ipynb #13c99852
+# %% ../nbs/50f_annotate.ipynb #9c65c27c
 @dataclass(frozen=True)
 class Result:
     "What became of one scan: `target`, or why there is none. `name` is what the folder or file is called: for the eye of whoever asked, never for a file."
@@ -192,7 +192,7 @@ def _one(number: int, scan: Path, out: Path, options: Options, pseudonym: str | 
 def _died(number: int, scan: Path, *_) -> Result:
     return Result(number, scan.name, None, False, f'study {number}', 'ended the process that worked on it', 'Annotate it alone; if it is memory that is short, with one worker')
 
-# %% ../nbs/50f_annotate.ipynb #b1324869
+# %% ../nbs/50f_annotate.ipynb #890320a5
 def annotate_all(place,                       # folder of scans in any known layout, or one scan
                  out,                         # folder of the results
                  runs=(),                     # folders or names; several are an ensemble
