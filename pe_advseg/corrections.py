@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -26,11 +27,12 @@ from . import __version__
 from .annotation import read_nifti, read_summary, study_name, whole_folder, write_nifti
 from .ct import InputError, Volume
 from .datasets import corrected_versions
-from .dicom import pixel_digest
+from .dicom import pixel_digest, read_series
 from .metrics import patient_scores
 from .paths import write_whole
 from .segmentation import number_segments, write_segmentation
 from .show import lesion_box, save_figure
+from .source_series import has_slice_files, source_series
 
 # %% ../nbs/50g_corrections.ipynb #a6a0f188
 def _numbered(mask: np.ndarray) -> np.ndarray:
@@ -119,7 +121,7 @@ def open_store(store,
     if not dry_run: write_whole(store / 'corrections.json', json.dumps({'what': 'corrections'}))
     return store
 
-def _keep_scan(folder: Path, scan, volume: Volume, digest: str) -> None:
+def _keep_scan(folder: Path, scan, volume: Volume, digest: str, reading: dict) -> None:
     "Writes scan.json; again if the scan was moved since. Raises InputError if the name belongs to another scan."
     path, kept = folder / 'scan.json', None
     try: kept = json.loads(path.read_text(encoding='utf-8'))
@@ -128,7 +130,7 @@ def _keep_scan(folder: Path, scan, volume: Volume, digest: str) -> None:
     if isinstance(kept, dict) and Path(folder.parent.resolve(), str(kept.get('path'))).exists(): return
     try: where = Path(os.path.relpath(Path(scan).resolve(), folder.parent.resolve())).as_posix()
     except ValueError: where = str(Path(scan).resolve())          # another drive
-    write_whole(path, json.dumps(dict(path=where, digest=digest, shape=[int(n) for n in volume.shape], spacing_mm=list(volume.spacing)), indent=1))
+    write_whole(path, json.dumps(dict(path=where, digest=digest, shape=[int(n) for n in volume.shape], spacing_mm=list(volume.spacing), reading=reading), indent=1))
 
 # %% ../nbs/50g_corrections.ipynb #56a86d0d
 def file_sha(path) -> str:
@@ -172,6 +174,7 @@ def save_correction(store,                   # folder; an empty or missing one b
                     note: str = '',
                     pseudonym: str | None = None,            # in the DICOM SEG, instead of the patient's name and number; default: that of the annotation or version it began from
                     origin: dict | None = None,              # of an import: kind of the file, its SHA-256
+                    reading: dict | None = None,             # options of `read_volume` that the scan was read with
                    ) -> Path:                # the new version's folder
     "Keeps a correction as the study's next version, whole or not at all. Raises InputError."
     numbers, store = check_correction(numbers, volume, reviewer, how), open_store(store, make=True)
@@ -179,7 +182,7 @@ def save_correction(store,                   # folder; an empty or missing one b
     try: folder.mkdir(exist_ok=True)
     except OSError as error: raise InputError(store.name, f'cannot be written to ({error.strerror})', 'Check who may write there') from None
     with FileLock(folder / '.lock'):
-        _keep_scan(folder, scan, volume, digest)
+        _keep_scan(folder, scan, volume, digest, dict(reading or {}))
         before, started = read_started_from(annotation, volume, folder)
         pseudonym = pseudonym or started.get('pseudonym')
         previous = max((int(path.name) for path in folder.glob('[0-9]*') if path.name.isdigit()), default=0)
@@ -189,15 +192,23 @@ def save_correction(store,                   # folder; an empty or missing one b
                       how=how, origin=origin, started_from=started, previous=previous or None, pseudonym=pseudonym, decisions=decisions if isinstance(decisions, dict) else list(decisions), note=note, before=counted(before), after=counted(numbers),
                       difference=difference, software=f'pe_advseg {__version__}')
         with whole_folder(folder / f'{previous + 1:04d}') as making:
-            _write_version(making, scan, volume, numbers, before, record, pseudonym)
+            _write_version(making, *_series(folder, scan, volume, annotation, pseudonym), numbers, before, record, pseudonym)
     return folder / f'{previous + 1:04d}'
+
+def _series(folder: Path, scan, volume: Volume, annotation, pseudonym: str | None) -> tuple[Path, Volume]:
+    "Slices that a SEG can point at, and the volume with them as sources: the scan's own, its annotation's, or some that are written here once. InputError if they are another scan's."
+    if has_slice_files(volume): return Path(scan), volume
+    made = next((place for place in ([Path(annotation) / 'scan'] if annotation else []) + [folder / 'scan'] if place.is_dir()), None)
+    if made is None: return folder / 'scan', source_series(volume, folder / 'scan', pseudonym)
+    there = read_series(made)
+    if not np.array_equal(there.hu, volume.hu): raise InputError(f'{made.parent.name}/scan', 'holds the slices of another scan', 'Move this folder away')
+    return made, replace(volume, sources=there.sources)
 
 def _write_version(making: Path, scan, volume, numbers, before, record, pseudonym) -> None:
     write_nifti(making / 'mask.nii.gz', numbers, volume, note=f'correction {record["version"]} of {record["study"]}')
-    if Path(scan).is_dir() and len({source.file for source in volume.sources}) == len(volume.hu):
-        started = record['started_from']
-        write_segmentation(making / 'segmentation.dcm', numbers, volume, scan, pseudonym=pseudonym, reviewer=record['reviewer'], history=_begun(started),
-                           algorithm='' if started['what'] == 'nothing' else 'pe_advseg', statement='Drawn or corrected by hand, research only')
+    started = record['started_from']
+    write_segmentation(making / 'segmentation.dcm', numbers, volume, scan, pseudonym=pseudonym, reviewer=record['reviewer'], history=_begun(started),
+                       algorithm='' if started['what'] == 'nothing' else 'pe_advseg', statement='Drawn or corrected by hand, research only')
     figure = difference_figure(volume, numbers * 0 if before is None else before, numbers)
     save_figure(figure, 'difference', dict(data=record['study'], version=record['version'], change=describe(record['difference'])), making)
     write_whole(making / 'correction.json', json.dumps(_plain(record), indent=1, allow_nan=False))

@@ -16,7 +16,7 @@ from .dicom import pixel_digest
 from .dicom_file import list_files, looks_like_dicom
 from .masks import (binary_mask, embolus_numbers, MaskError, read_image_mask, read_mat_mask, read_nifti_mask, read_png_masks,
                              read_seg_mask)
-from .volume_files import read_volume
+from .volume_files import read_volume, reading_options
 
 # %% ../nbs/13_datasets.ipynb #945705ff
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Study:
     scan: Path                 # folder with the DICOM files, at any depth, or a volume file
     mask: Path | None = None   # .mat, .nii, .nii.gz, .nrrd, .mha or DICOM SEG; the scan folder itself for PNG masks
     rule: str = ''             # what is known of the mask beside its file: 'index' (READ: header not believed), 'numbered' (CAD-PE: one number per embolus), 'corrected' (the same, by this package)
+    reading: tuple = ()        # options of `read_volume` that the scan needs, as pairs: a correction knows how its scan was read
 
     @property
     def key(self) -> str:
@@ -109,21 +110,24 @@ def corrected_versions(folder) -> list[Path]:
 
 def corrected_scan(folder,         # of one study in a store of corrections
                    scans=None,     # folder where the scans lie now, if they were moved
-                  ) -> Path:
+                  ) -> tuple[Path, dict]:      # and the options of `read_volume` that it was read with
     "The scan that was corrected. Raises InputError if it is not where scan.json says."
     folder = Path(folder)
-    try: said = json.loads((folder / 'scan.json').read_text(encoding='utf-8'))['path']
-    except (OSError, ValueError, KeyError, TypeError): raise InputError(f'{folder.name}/scan.json', 'cannot be read', 'Correct this study again, which writes it anew') from None
+    try: record = json.loads((folder / 'scan.json').read_text(encoding='utf-8')); said, reading = record['path'], reading_options(record.get('reading', {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): raise InputError(f'{folder.name}/scan.json', 'cannot be read', 'Correct this study again, which writes it anew') from None
     path = Path(folder.resolve().parent, said).resolve()
     if scans is not None: path = next((place for n in range(len(path.parts) - 1) if (place := Path(scans).resolve().joinpath(*path.parts[n + 1:])).exists()), path)
     if not path.exists(): raise InputError(f'{folder.name}/scan.json', 'its scan is not there any more', "If it was moved, write its new path into scan.json, or give the folder that holds it now (find_studies(..., scans=...))")
-    return path
+    return path, reading
 
 def _corrected_studies(folder, hospital, refused=None, scans=None):
     if not (folder / 'corrections.json').is_file(): return []
     studies = {path: versions[-1] for path in sorted(folder.glob('study-*')) if (versions := corrected_versions(path))}
     if not studies: raise InputError(hospital, 'is a store of corrections without any yet', 'Save one (review), or import one (import-corrections)')
-    return _each(lambda path: Study(hospital, path.name, corrected_scan(path, scans), studies[path] / 'mask.nii.gz', 'corrected'), studies, refused)
+    def study(path):
+        scan, reading = corrected_scan(path, scans)
+        return Study(hospital, path.name, scan, studies[path] / 'mask.nii.gz', 'corrected', tuple(sorted(reading.items())))
+    return _each(study, studies, refused)
 
 # %% ../nbs/13_datasets.ipynb #28aae007
 def _rspect_studies(folder, hospital):
@@ -201,7 +205,7 @@ def _check_digest(folder: Path, volume: Volume) -> None:
 def _read(study: Study, interpret, options) -> tuple[Volume, np.ndarray | None]:
     "`read_study`, the mask's values as `interpret` makes them."
     try:
-        volume, numbered = read_volume(study.scan, **options), study.rule in ('numbered', 'corrected')
+        volume, numbered = read_volume(study.scan, **dict(study.reading) | options), study.rule in ('numbered', 'corrected')
         if study.mask is None: return volume, None
         if study.rule == 'corrected': _check_digest(Path(study.mask).parents[1], volume)
         path = Path(study.mask)

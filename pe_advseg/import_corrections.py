@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .annotation import study_name
+from .annotation import how_read, study_name
 from .codecs import parse_dicom
 from .corrections import check_correction, compare_masks, describe, file_sha, open_store, read_started_from, save_correction
 from .ct import InputError, Volume
@@ -50,11 +50,13 @@ def import_correction(source,                    # DICOM SEG, .nii, .nii.gz, .nr
                       trust_header: bool = False,# take it although it looks mirrored or lies on something else than clot
                       note: str = '', pseudonym: str | None = None,
                       file: str = '',            # how to name it in errors
+                      reading: dict | None = None,           # options of `read_volume`; default: those of the annotation
                       volume: Volume | None = None,          # the scan, if it is read already
                      ) -> ImportResult:
     "A correction that was made elsewhere becomes the study's next version. Raises InputError and MaskError."
     path, file = Path(source), file or Path(source).name
-    store, volume = open_store(store, make=True, dry_run=True), volume or read_volume(scan)
+    if reading is None: reading = how_read(annotation) if annotation is not None else {}
+    store, volume = open_store(store, make=True, dry_run=True), volume or read_volume(scan, **reading)
     if not path.is_file(): raise InputError(file, 'is no file', 'Give a DICOM SEG, NIfTI or NRRD file')
     if annotation is not None and path.resolve() == (Path(annotation) / 'mask.nii.gz').resolve(): raise InputError(file, 'is the mask of the annotation itself, so that nothing says what was changed', 'Save the correction under another name, and make the annotation again')
     sha = file_sha(path)
@@ -69,7 +71,7 @@ def import_correction(source,                    # DICOM SEG, .nii, .nii.gz, .nr
     done = ImportResult(file, study, 'would be saved', None, kind, int(len(np.unique(numbers[numbers > 0]))), describe(difference), orientation, (*notes, *doubts))
     if dry_run: return done
     origin = dict(kind=kind, sha256=sha, orientation=orientation, notes=[*notes, *doubts])
-    return replace(done, status='saved', version=save_correction(store, scan, volume, numbers, reviewer, 'import', annotation, note=note, pseudonym=pseudonym, origin=origin))
+    return replace(done, status='saved', version=save_correction(store, scan, volume, numbers, reviewer, 'import', annotation, note=note, pseudonym=pseudonym, origin=origin, reading=reading))
 
 # %% ../nbs/52_import_corrections.ipynb #ea927546
 ENDING = re.compile(r'(?i)[ ._-]*(mask|seg|segmentation|labels?|corrected|edited|final)$')
@@ -104,7 +106,7 @@ class Scans:
 
     def digest(self, study: Study) -> str:
         if study.scan not in self._digests:
-            try: self._digests[study.scan] = pixel_digest(read_volume(study.scan))
+            try: self._digests[study.scan] = pixel_digest(read_volume(study.scan, **dict(study.reading)))
             except InputError: self._digests[study.scan] = ''
         return self._digests[study.scan]
 
@@ -178,6 +180,7 @@ def import_corrections(source,                 # a file, or a folder with files 
                        store, reviewer: str,
                        dry_run: bool = False,
                        annotations=None,       # folder of the annotations that they started from, as `annotate` wrote it
+                       reading: dict | None = None,    # options of `read_volume`, for all scans; default: those of a Study, or none
                        **options,              # of `import_correction`
                       ) -> Imports:            # a result per file; a refused one does not stop the others
     "Takes corrections made elsewhere into the store. Raises InputError where nothing can be begun."
@@ -185,6 +188,7 @@ def import_corrections(source,                 # a file, or a folder with files 
     open_store(store, make=True, dry_run=True)
     if not source.exists(): raise InputError(source.name, 'does not exist', 'Check the path')
     studies, alone = _scans(scans, source)
+    if reading: studies = [replace(study, reading=tuple(sorted(reading.items()))) for study in studies]
     here, known = (source if source.is_dir() else source.parent), Scans(studies)
     own = {Path(study.scan).resolve() for study in studies}
     for file in find_corrections(source) if source.is_dir() else [source.name]:
@@ -201,6 +205,6 @@ def import_corrections(source,                 # a file, or a folder with files 
     return Imports(sorted(results, key=lambda result: result.file))
 
 def _import_one(path, file, study, store, reviewer, dry_run, annotations, options) -> ImportResult:
-    volume, place = read_volume(study.scan), None
+    volume, place = read_volume(study.scan, **dict(study.reading)), None
     if annotations is not None: place = next((folder for folder in (Path(annotations) / study_name(volume), Path(annotations)) if (folder / 'summary.json').is_file()), None)
-    return import_correction(path, study.scan, store, reviewer, place, dry_run, file=file, volume=volume, **options)
+    return import_correction(path, study.scan, store, reviewer, place, dry_run, file=file, reading=dict(study.reading), volume=volume, **options)

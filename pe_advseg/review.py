@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotation import Annotation, read_annotation, read_nifti, study_name
+from .annotation import Annotation, how_read, read_annotation, read_nifti, study_name
 from .controls import KEYS, STEPS, TOOL_KEYS, TOOLS
 from .ct import InputError, Volume
 from .edit import Edits, read_draft, write_draft
@@ -174,15 +174,17 @@ def review(scan,                    # folder or file of the scan
            second=None,             # another label to compare with, shown beside
            save=None,               # instead of `corrections.save_correction`
            interactive: bool | None = None,    # False: a still picture and typed points; default: ipympl if it is installed
+           reading: dict | None = None,        # options of `read_volume`; default: those of the annotation
           ) -> Review:              # display it; InputError if something cannot be read
     "Look at a scan in JupyterLab, correct the label, save the correction."
-    volume = read_volume(scan)
+    if reading is None: reading = how_read(annotation) if isinstance(annotation, (str, Path)) else {}
+    volume = read_volume(scan, **reading)
     numbers, probability, confidence, origin = read_label(annotation, volume)
     edits, name, folder = Edits(volume, numbers, probability), study_name(volume), Path(store)
     def keep(edits, who, note):
         save_correction = save
         if save_correction is None: from pe_advseg.corrections import save_correction
-        return save_correction(store, scan, volume, edits.numbers, who, how='review', decisions=edits.decisions.to_dict('records'), note=note,
+        return save_correction(store, scan, volume, edits.numbers, who, how='review', decisions=edits.decisions.to_dict('records'), note=note, reading=reading,
                                annotation=annotation if isinstance(annotation, (str, Path)) and (Path(annotation) / 'summary.json').exists() else None)
     looks = dict(head=f'{name}, {origin}', reviewer=reviewer, confidence=confidence, interactive=find_spec('ipympl') is not None if interactive is None else interactive)
     if second is not None: looks['second'], *_, looks['second_title'] = read_label(second, volume)

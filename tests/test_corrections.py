@@ -21,15 +21,17 @@ from pydicom.sr.codedict import codes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from pe_advseg.annotation import study_name, write_nifti
+from pe_advseg.annotation import Annotation, study_name, whole_folder, write_arrays, write_nifti
 from pe_advseg.corrections import compare_masks, current, history, match_emboli, read_correction, save_correction
 from pe_advseg.ct import InputError, Volume
 from pe_advseg.datasets import MaskError, Study, find_studies, read_embolus_ids, read_study
 from pe_advseg.dicom import pixel_digest, read_series, write_series
+from pe_advseg.findings import embolus_table
 from pe_advseg.foreign_masks import MIRRORS, read_corrected
 from pe_advseg.import_corrections import import_correction, import_corrections
 from pe_advseg.metrics import lesion_scores, patient_scores
 from pe_advseg.phantom_files import write_hospital
+from pe_advseg.probability import to_bytes
 from pe_advseg.run_folder import is_synthetic_scan
 from pe_advseg.segmentation import write_segmentation
 from pe_advseg.volume_files import read_volume
@@ -163,6 +165,57 @@ def test_a_pseudonym_once_given_stays(case):
     versions = [save_correction(place / 'store', scan, volume, numbers, 'AB', annotation=start) for start in (started, None)]
     assert [pydicom.dcmread(version / 'segmentation.dcm').PatientID for version in versions] == ['P9', 'P9']
     for version in versions: assert not any(b'SECRET' in path.read_bytes() for path in version.iterdir())
+
+
+def test_a_scan_without_slice_files_gets_a_seg_too(tmp_path):
+    volume, numbers = make(3)
+    write_nifti(tmp_path / 'scan.nii.gz', volume.hu, volume)
+    volume = read_volume(tmp_path / 'scan.nii.gz')
+    save = lambda numbers, **options: save_correction(tmp_path / 'store', tmp_path / 'scan.nii.gz', volume, numbers, 'AB', **options)
+    first, second = save(numbers), save(np.where(numbers == 2, 0, numbers))
+    series = read_series(first.parent / 'scan')
+    np.testing.assert_array_equal(series.hu, volume.hu)
+    for version, corrected, labels in ((first, numbers, [0, 1, 2, 3]), (second, np.where(numbers == 2, 0, numbers), [0, 1, 3])):
+        back = highdicom.seg.segread(version / 'segmentation.dcm').get_pixels_by_source_instance([s.instance_uid for s in series.sources], combine_segments=True, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
+        np.testing.assert_array_equal(np.array(labels)[back], corrected)
+        again = import_correction(version / 'segmentation.dcm', tmp_path / 'scan.nii.gz', tmp_path / 'store', 'CD', dry_run=True)          # as a viewer would send it back
+        np.testing.assert_array_equal(read_corrected(version / 'segmentation.dcm', tmp_path / 'scan.nii.gz', volume, 'x')[0] > 0, corrected > 0); assert again.status == 'would be saved'
+    annotation = annotated(tmp_path / 'out' / study_name(volume), volume, numbers)                # what its annotation has is used
+    (tmp_path / 'out' / study_name(volume) / 'scan').symlink_to(first.parent / 'scan')
+    version = save_correction(tmp_path / 'other', tmp_path / 'scan.nii.gz', volume, numbers, 'AB', annotation=annotation)
+    assert (version / 'segmentation.dcm').is_file() and not (version.parent / 'scan').exists()
+    (first.parent / 'scan' / series.sources[0].file).unlink()
+    with pytest.raises(InputError): save(numbers)
+    assert len(history(tmp_path / 'store', first.parent.name)) == 2
+
+
+def test_how_a_scan_was_read_stays_known(tmp_path):
+    "Two series in one folder, of which one was annotated; then a stack that is not even: review, import and training read what was annotated."
+    from pe_advseg.review import review
+    scan = tmp_path / 'scan'
+    volume, numbers = on_disk(scan, 1)
+    write_series(Volume(volume.hu[::-1] + 1, volume.spacing, (0, 0, 0), AXIAL), scan / 'other', 'SECRET', seed_uid='other')
+    series = str(pydicom.dcmread(scan / volume.sources[0].file, stop_before_pixels=True).SeriesInstanceUID)
+    with pytest.raises(InputError): read_volume(scan)
+    uneven, even = tmp_path / 'uneven', make(5, oblique=False)[0]
+    write_series(even, uneven, 'SECRET')
+    for path in sorted(uneven.iterdir())[6:]:
+        dataset = pydicom.dcmread(path); dataset.ImagePositionPatient[2] += (float(dataset.ImagePositionPatient[2]) - even.origin[2] - 6 * even.spacing[0]) / 2; dataset.save_as(path)
+    for place, reading in ((scan, dict(series=series)), (uneven, dict(resample=True))):
+        volume = read_volume(place, **reading)
+        numbers = np.where((volume.hu > 49) & (volume.hu < 54), 1, 0).astype(np.uint16); assert numbers.any()
+        annotation = tmp_path / 'out' / study_name(volume)
+        summary = dict(what='annotation', statement='a test', scan=dict(digest=pixel_digest(volume)), runs=[], options=dict(threshold=.5) | reading)
+        with whole_folder(annotation) as making: write_arrays(making, Annotation(volume, numbers, to_bytes(numbers * .9), None, embolus_table(numbers, volume, to_bytes(numbers * .9)), summary))
+        widget = review(place, annotation, tmp_path / 'store', 'AB', interactive=False)
+        widget.press('save'); assert widget.saved, widget.says.value
+        write_nifti(tmp_path / 'corrected.nii.gz', numbers, volume)
+        [result] = import_corrections(tmp_path / 'corrected.nii.gz', place, tmp_path / 'store', 'CD', annotations=tmp_path / 'out', reading=reading)
+        assert result.status == 'saved', result.error
+        [study] = [study for study in find_studies(tmp_path / 'store') if study.patient == widget.saved.parent.name]
+        np.testing.assert_array_equal(read_study(study)[1], numbers)
+        again = review(place, result.version, tmp_path / 'store', 'AB', interactive=False)
+        np.testing.assert_array_equal(again.edits.numbers > 0, numbers > 0)
 
 
 def _save_in_process(store, scan, number, start):
