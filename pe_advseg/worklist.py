@@ -7,7 +7,9 @@ __all__ = ['FACTS', 'STRATEGIES', 'NEEDS', 'annotation_facts', 'run_facts', 'stu
            'corrected_scans', 'embed_scans', 'queue', 'worklist_table']
 
 # %% ../nbs/53_worklist.ipynb #e77945b5
+import contextlib
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .annotation import read_summary
+from .annotation import how_read, read_summary
 from .cache import CachedStudy
 from .ct import InputError, resample_in_plane
 from .datasets import corrected_versions, find_studies
@@ -139,11 +141,17 @@ def corrected_scans(store) -> dict[str, Path]:              # digest -> the scan
         except (OSError, ValueError, KeyError, TypeError): raise InputError(path.parent.name, 'its scan.json cannot be read', 'Restore it from a copy, or move the folder away') from None
     return found
 
-def embed_scans(predictor: Predictor, scans) -> dict[str, np.ndarray]:      # digest -> embedding
-    "Of every scan in a folder (any layout that `datasets` knows), or of a list of scans; masks are not read."
-    paths = scans if isinstance(scans, (list, tuple)) else [study.scan for study in find_studies(scans)]
-    volumes = map(read_volume, paths)
-    return {pixel_digest(volume): study_embedding(predictor, volume) for volume in volumes}
+def embed_scans(predictor: Predictor, scans,
+                readings=({},),      # options of `read_volume`, each tried on every scan
+               ) -> dict[str, np.ndarray]:      # digest -> embedding
+    "Of every scan in a folder (any layout that `datasets` knows), or of a list of scans; masks are not read, and what cannot be read is passed over."
+    paths = scans if isinstance(scans, (list, tuple)) else [study.scan for study in find_studies(scans, refused=[])]
+    seen = {}
+    for path, reading in itertools.product(paths, readings):
+        with contextlib.suppress(InputError):
+            volume = read_volume(path, **reading)
+            seen[pixel_digest(volume)] = study_embedding(predictor, volume)
+    return seen
 
 def queue(out,                        # folder of annotations
           strategy: str = 'entropy',
@@ -154,7 +162,8 @@ def queue(out,                        # folder of annotations
     "Which annotated scans to look at next. InputError for damaged folders, ValueError for a strategy that cannot be had."
     facts, done, labelled = annotation_facts(out), corrected_scans(store), None
     if strategy == 'diversity' and predictor and scans:
-        seen = embed_scans(predictor, scans)
+        readings = [how_read(Path(out) / study) for study in facts.study]
+        seen = embed_scans(predictor, scans, [reading for number, reading in enumerate(readings) if reading not in readings[:number]])
         facts = facts.assign(embedding=facts.digest.map(seen))
         unseen = facts[facts.embedding.isna() & ~facts.digest.isin(done)]
         if len(unseen): raise InputError(unseen.study.iloc[0], f'and {len(unseen) - 1} more: no scan with these pixels was given', 'Give the folder with all the scans that were annotated')
