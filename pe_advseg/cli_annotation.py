@@ -105,6 +105,7 @@ def retrain(store: Annotated[Path, typer.Argument(help='Folder of corrections.')
     from pe_advseg.retrain import retrain as train_on
     home = train_on(store, run, data, steps=steps or None, seed=seed, target=target)
     typer.echo(f'the run is in {home}; use it with `pe-advseg annotate SCAN --run {home.name}`')
+    typer.echo(f'what Dice to expect of it, `pe-advseg calibrate {home.name} --data LABELLED` learns from labelled patients that it has not seen')
 
 # %% ../nbs/60b_cli_annotation.ipynb #648d3f8c
 @commands.command()
