@@ -15,65 +15,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .annotation import how_read, study_name
+from .annotation import EACH, how_read, study_name
 from .codecs import parse_dicom
 from .corrections import check_correction, compare_masks, describe, file_sha, open_store, read_started_from, save_correction
 from .ct import InputError, Volume
-from .datasets import Study, VOLUME_ENDINGS, find_studies, is_seg
+from .datasets import Study, VOLUME_ENDINGS, corrected_versions, find_studies, is_seg
 from .dicom import find_series, pixel_digest
 from .dicom_file import list_files, looks_like_dicom
-from .foreign_masks import check_orientation, named_by, read_corrected
+from .foreign_masks import BY_GEOMETRY, check_orientation, named_by, read_corrected
 from .masks import MaskError
 from .volume_files import read_volume
 
-# %% ../nbs/52_import_corrections.ipynb #6a09dc0b
-@dataclass(frozen=True)
-class ImportResult:
-    "What became of one file."
-    file: str                   # relative to what was given
-    study: str = ''             # 'study-1a2b3c4d'
-    status: str = 'refused'     # 'saved', 'would be saved' (dry run) or 'refused'
-    version: Path | None = None # folder of the new version in the store
-    kind: str = ''              # of file
-    emboli: int = 0
-    difference: str = ''        # in a line
-    orientation: str = ''       # what can be said of it
-    notes: tuple = ()
-    error: str = ''             # cause and remedy, where it was refused
-
-def import_correction(source,                    # DICOM SEG, .nii, .nii.gz, .nrrd, .seg.nrrd or .mha
-                      scan,                      # folder or file of the scan that it belongs to
-                      store, reviewer: str,
-                      annotation=None,           # folder of the annotation that it started from; default: the newest version in the store
-                      dry_run: bool = False,     # check and compare, write nothing
-                      numbered: bool = False,    # see `read_corrected`
-                      trust_header: bool = False,# take it although it looks mirrored or lies on something else than clot
-                      note: str = '', pseudonym: str | None = None,
-                      file: str = '',            # how to name it in errors
-                      reading: dict | None = None,           # options of `read_volume`; default: those of the annotation
-                      volume: Volume | None = None,          # the scan, if it is read already
-                     ) -> ImportResult:
-    "A correction that was made elsewhere becomes the study's next version. Raises InputError and MaskError."
-    path, file = Path(source), file or Path(source).name
-    if reading is None: reading = how_read(annotation) if annotation is not None else {}
-    store, volume = open_store(store, make=True, dry_run=True), volume or read_volume(scan, **reading)
-    if not path.is_file(): raise InputError(file, 'is no file', 'Give a DICOM SEG, NIfTI or NRRD file')
-    if annotation is not None and path.resolve() == (Path(annotation) / 'mask.nii.gz').resolve(): raise InputError(file, 'is the mask of the annotation itself, so that nothing says what was changed', 'Save the correction under another name, and make the annotation again')
-    sha = file_sha(path)
-    numbers, kind, notes = read_corrected(path, scan, volume, file, numbered)
-    numbers, study = check_correction(numbers, volume, reviewer, 'import'), study_name(volume)
-    before = read_started_from(annotation, volume, store / study)[0]
-    try: orientation, doubts = check_orientation(numbers, before, volume, file)
-    except MaskError as error:
-        if not trust_header: raise
-        orientation, doubts = 'taken on trust', [error.cause]
-    difference = compare_masks(numbers * 0 if before is None else before, numbers, volume)
-    done = ImportResult(file, study, 'would be saved', None, kind, int(len(np.unique(numbers[numbers > 0]))), describe(difference), orientation, (*notes, *doubts))
-    if dry_run: return done
-    origin = dict(kind=kind, sha256=sha, orientation=orientation, notes=[*notes, *doubts])
-    return replace(done, status='saved', version=save_correction(store, scan, volume, numbers, reviewer, 'import', annotation, note=note, pseudonym=pseudonym, origin=origin, reading=reading))
-
-# %% ../nbs/52_import_corrections.ipynb #ea927546
+# %% ../nbs/52_import_corrections.ipynb #b0a7c1d2
 ENDING = re.compile(r'(?i)[ ._-]*(mask|seg|segmentation|labels?|corrected|edited|final)$')
 
 def _names(file: str, source: Path) -> list[str]:
@@ -93,6 +46,63 @@ def _stated_digest(path: Path) -> str:
         if re.fullmatch('[0-9a-f]{64}', str(digest)): return digest
     return ''
 
+# %% ../nbs/52_import_corrections.ipynb #6a09dc0b
+@dataclass(frozen=True)
+class ImportResult:
+    "What became of one file."
+    file: str                   # relative to what was given
+    study: str = ''             # 'study-1a2b3c4d'
+    status: str = 'refused'     # 'saved', 'would be saved' (dry run), 'already there' or 'refused'
+    version: Path | None = None # folder of the version in the store
+    kind: str = ''              # of file
+    emboli: int = 0
+    difference: str = ''        # in a line
+    orientation: str = ''       # what can be said of it
+    notes: tuple = ()
+    error: str = ''             # cause and remedy, where it was refused
+
+def _imported(folder: Path, sha: str, reviewer: str) -> Path | None:
+    "The newest version of a study, if it is this very file by this reviewer."
+    for version in corrected_versions(folder)[-1:]:
+        record = json.loads((version / 'correction.json').read_text(encoding='utf-8'))
+        if (record.get('origin') or {}).get('sha256') == sha and record['reviewer'] == reviewer.strip(): return version
+
+def import_correction(source,                    # DICOM SEG, .nii, .nii.gz, .nrrd, .seg.nrrd or .mha
+                      scan,                      # folder or file of the scan that it belongs to
+                      store, reviewer: str,
+                      annotation=None,           # folder of the annotation that it started from; default: the newest version in the store
+                      dry_run: bool = False,     # check and compare, write nothing
+                      numbered: bool = False,    # see `read_corrected`
+                      trust_header: bool = False,# take it although it looks mirrored, lies on something else than clot or may be another patient's
+                      note: str = '', pseudonym: str | None = None,      # '{study}' in it: the digits of the study
+                      file: str = '',            # how to name it in errors
+                      reading: dict | None = None,           # options of `read_volume`; default: those of the annotation
+                      volume: Volume | None = None,          # the scan, if it is read already
+                     ) -> ImportResult:
+    "A correction that was made elsewhere becomes the study's next version. Raises InputError and MaskError."
+    path, file = Path(source), file or Path(source).name
+    if reading is None: reading = how_read(annotation) if annotation is not None else {}
+    store, volume = open_store(store, make=True, dry_run=True), volume or read_volume(scan, **reading)
+    if not path.is_file(): raise InputError(file, 'is no file', 'Give a DICOM SEG, NIfTI or NRRD file')
+    if annotation is not None and path.resolve() == (Path(annotation) / 'mask.nii.gz').resolve(): raise InputError(file, 'is the mask of the annotation itself, so that nothing says what was changed', 'Save the correction under another name, and make the annotation again')
+    sha = file_sha(path)
+    numbers, kind, notes = read_corrected(path, scan, volume, file, numbered)
+    numbers, study = check_correction(numbers, volume, reviewer, 'import'), study_name(volume)
+    before = read_started_from(annotation, volume, store / study)[0]
+    if before is None: notes = [*notes, 'what it began from is not known: all of it counts as drawn by hand']
+    named = _stated_digest(path) == pixel_digest(volume) or study in f'{path.parent.name} {file}' or kind == 'DICOM SEG' and not any(BY_GEOMETRY in text for text in notes)
+    try: orientation, doubts = check_orientation(numbers, before, volume, file, named)
+    except MaskError as error:
+        if not trust_header: raise
+        orientation, doubts = 'taken on trust', [error.cause]
+    difference = compare_masks(numbers * 0 if before is None else before, numbers, volume)
+    done = ImportResult(file, study, 'would be saved', None, kind, int(len(np.unique(numbers[numbers > 0]))), describe(difference), orientation, (*notes, *doubts))
+    if same := _imported(store / study, sha, reviewer): return replace(done, status='already there', version=same)
+    if dry_run: return done
+    origin = dict(kind=kind, sha256=sha, orientation=orientation, notes=[*notes, *doubts])
+    return replace(done, status='saved', version=save_correction(store, scan, volume, numbers, reviewer, 'import', annotation, note=note, pseudonym=pseudonym and pseudonym.replace(EACH, study[6:]), origin=origin, reading=reading))
+
+# %% ../nbs/52_import_corrections.ipynb #ea927546
 class Scans:
     "The scans that files may belong to; headers and pixels are read when a file asks for them."
     def __init__(self, studies: list[Study]): self.studies, self._uids, self._digests = list(studies), {}, {}
@@ -167,7 +177,7 @@ def _scans(scans, source: Path) -> tuple[list[Study], bool]:   # and whether it 
 class Imports(list):
     "Results of `import_corrections`."
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame([dict(file=r.file, study=r.study, status=r.status, emboli=r.emboli if not r.error else '', what=r.error or f'{r.difference}; {r.orientation}') for r in self],
+        return pd.DataFrame([dict(file=r.file, study=r.study, status=r.status, emboli=r.emboli if not r.error else '', what=r.error or '; '.join([r.difference, r.orientation, *r.notes])) for r in self],
                             columns=['file', 'study', 'status', 'emboli', 'what'])
 
     @property
@@ -188,6 +198,7 @@ def import_corrections(source,                 # a file, or a folder with files 
     open_store(store, make=True, dry_run=True)
     if not source.exists(): raise InputError(source.name, 'does not exist', 'Check the path')
     studies, alone = _scans(scans, source)
+    if options.get('pseudonym') and len(studies) > 1: options = options | dict(pseudonym=f"{options['pseudonym']}-{EACH}")      # one each
     if reading: studies = [replace(study, reading=tuple(sorted(reading.items()))) for study in studies]
     here, known = (source if source.is_dir() else source.parent), Scans(studies)
     own = {Path(study.scan).resolve() for study in studies}

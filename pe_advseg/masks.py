@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_READERS', 'MaskError', 'binary_mask', 'embolus_numbers', 'file_order', 'read_mat_mask', 'place_mask',
            'read_nifti_mask', 'pair_by_index', 'image_header', 'lps_affine', 'read_image_mask', 'clot_segments',
-           'read_seg_mask', 'read_png_masks']
+           'left_out', 'read_seg_mask', 'read_png_masks']
 
 # %% ../nbs/11b_masks.ipynb #ae8ce43e
 import re, zlib
@@ -200,17 +200,28 @@ def read_image_mask(path, volume: Volume, file: str, interpret=binary_mask, like
 
 # %% ../nbs/11b_masks.ipynb #aa076f79
 def clot_segments(names: dict[int, str], file: str, unnamed: bool = False) -> dict[int, int]:  # segment -> name; gives segment -> embolus
-    "The segments that are clots. Raises MaskError if there are several and none says so (`unnamed`: 'Segment_1', 'Segment_2' will do)."
-    clot = [number for number, name in names.items() if re.search('embol|thromb|clot', name, re.IGNORECASE)]
-    if not names or len(names) > 1 and not clot and not (unnamed and all(re.search(r'(?i)\b(segment|mask)[ _]?\d+$', name) for name in names.values())):
-        raise MaskError(file, f'has {len(names)} segments, none of them called embolus or thrombus', 'Keep the clot segment, or label it')
-    said = {number: int(re.search(r'\d{0,5}$', names[number])[0] or 0) for number in clot or names}     # 'pulmonary embolism 3' stays number 3, also where 2 was deleted
-    return said if 0 < min(said.values()) and max(said.values()) < 65536 and len(set(said.values())) == len(said) else {number: number for number in said}
+    "The segments that are clots. Raises MaskError if there are several and none says so (`unnamed`: what a viewer calls a new one, 'Segment_1', counts as a clot, too)."
+    clot = [number for number, name in names.items() if re.search('embol|thromb|clot|(?<![a-z])pe(?![a-z])', name, re.IGNORECASE)]
+    new = [number for number, name in names.items() if number not in clot and unnamed and re.search(r'(?i)\b(segment|mask|label)[ _]?\d+$', name)]
+    if not clot and len(names) != 1 and not (new and len(new) == len(names)): raise MaskError(file, f'has {len(names)} segments, none of them called embolus or thrombus', 'Keep the clot segment, or label it')
+    if not clot: return {number: number for number in names} if len(names) == 1 else _said(names, new)
+    said = _said(names, clot)
+    return said | {number: max(said.values()) + count for count, number in enumerate(new, 1)}
+
+def _said(names, segments) -> dict[int, int]:
+    "The numbers at the end of their names, where all have one and all another ('pulmonary embolism 3' stays 3, also where 2 was deleted); else the segments' own."
+    said = {number: int(re.search(r'\d{0,5}$', names[number])[0] or 0) for number in segments}
+    return said if 0 < min(said.values()) and max(said.values()) < 65000 and len(set(said.values())) == len(said) else {number: number for number in said}
+
+def left_out(names: dict, clots: dict) -> str:
+    "The segments that are taken for no clot, in words; '' if there are none."
+    others = [str(number) for number in names if number not in clots]
+    return f'left out, not called a clot: segment{"s" * (len(others) > 1)} {", ".join(others)}' if others else ''
 
 def _segment_names(dataset) -> dict[int, str]:
     "What the segments of a SEG are, their labels last."
     codes = lambda segment: [str(code.get('CodeMeaning', '')) for code in segment.get('SegmentedPropertyTypeCodeSequence', [])]
-    return {int(segment.SegmentNumber): ' '.join([*codes(segment), str(segment.get('SegmentLabel', '')).strip()]) for segment in dataset.get('SegmentSequence') or []}
+    return {int(segment.SegmentNumber): ' '.join([*codes(segment), str(segment.get('SegmentLabel', '')).strip()]) for segment in dataset.get('SegmentSequence') or [] if int(segment.SegmentNumber)}      # 0 is the background of a label map
 
 def _first(*groups, sequence):
     "First item of a sequence in the first functional group that has it."
@@ -241,7 +252,8 @@ def _read_seg(path, volume, file, numbered):
     dataset = parse_dicom(path, file)
     shape, frames = (int(dataset.get('Rows', 0)), int(dataset.get('Columns', 0))), list(dataset.get('PerFrameFunctionalGroupsSequence') or [])
     if shape not in (volume.shape[1:], volume.shape[:0:-1]): raise MaskError(file, f'the mask is {shape}, its scan is {volume.shape[1:]} (y, x)', 'Use the mask of this scan')
-    clots, shared = clot_segments(_segment_names(dataset), file, numbered), (dataset.get('SharedFunctionalGroupsSequence') or [None])[0]
+    names = _segment_names(dataset)
+    clots, shared = clot_segments(names, file, numbered), (dataset.get('SharedFunctionalGroupsSequence') or [None])[0]
     if int(dataset.get('NumberOfFrames') or 0) != len(frames) or len(frames) > len(volume.hu) * len(dataset.SegmentSequence): raise MaskError(file, f'has {len(frames)} frames, its scan {len(volume.hu)} slices', 'Write it again')
     try: stored = dataset.pixel_array.reshape(len(frames), *shape)
     except (KeyboardInterrupt, SystemExit): raise
@@ -260,7 +272,7 @@ def _read_seg(path, volume, file, numbered):
         here, drawn = mask[begin[0]], embolus[placed[0]] if labelmap else binary_mask(placed[0] / full, file, embolus_ids=False)[0] * embolus[number]
         used, twice = used + 1, twice + int(((here > 0) & (drawn > 0) & (here != drawn)).sum())
         np.maximum(here, drawn, out=here)
-    return mask, f'{used} frames of a DICOM SEG' + f'; {twice} voxels lie in two segments: the larger number taken' * bool(twice)
+    return mask, '; '.join(filter(None, (f'{used} frames of a DICOM SEG', left_out(names, clots), f'{twice} voxels lie in two segments: the larger number taken' * bool(twice))))
 
 # %% ../nbs/11b_masks.ipynb #c4fe5c4b
 def read_png_masks(folder, volume: Volume, file: str) -> tuple[np.ndarray, str]:  # uint8 (z, y, x), note

@@ -284,6 +284,11 @@ def test_no_name_of_a_patient(case):
     save_correction(root / 'store', scan, volume, numbers, 'AB', pseudonym='case7')
     for path in (root / 'store').rglob('*'): assert not path.is_file() or b'SECRET' not in path.read_bytes(), path.name
     write_nifti(root / 'patient1.nii.gz', numbers[::-1], volume)
+    other = root / 'scans' / 'patient2'; on_disk(other, 2)
+    highdicom_seg(root / 'masks.dcm', scan, numbers, ['clot'] * 3)
+    [result] = import_corrections(root / 'masks.dcm', root / 'scans', root / 'fresh', 'AB', pseudonym='case')                # several scans: one pseudonym each
+    seg = pydicom.dcmread(result.version / 'segmentation.dcm')
+    assert seg.PatientID == f'case-{result.study[6:]}' and b'SECRET' not in (result.version / 'segmentation.dcm').read_bytes()
     [result] = import_corrections(root / 'patient1.nii.gz', scan, root / 'store', 'AB')
     assert result.error and 'SECRET' not in str(result) and str(root) not in result.error
 
@@ -514,9 +519,65 @@ def test_a_legitimate_rewrite_is_not_refused(case):
     "Everything deleted, and one embolus added somewhere else."
     root, scan, volume, numbers = case
     annotation = annotated(root / 'out' / study_name(volume), volume, np.where(numbers == 1, 1, 0).astype(np.uint16))
-    path = write_as('nifti', root / 'c', np.where(numbers == 3, 3, 0).astype(np.uint16), volume, scan)
-    result = import_correction(path, scan, root / 'store', 'AB', annotation)
-    assert result.orientation.startswith('not provable') and '1 removed, 1 added' in result.difference
+    rewritten = np.where(numbers == 3, 3, 0).astype(np.uint16)
+    for path in (write_as('nifti', root / study_name(volume), rewritten, volume, scan), write_as('seg', root / 'c', rewritten, volume, scan)):
+        result = import_correction(path, scan, root / path.suffix, 'AB', annotation)
+        assert result.orientation.startswith('not provable') and '1 removed, 1 added' in result.difference
+
+
+def test_a_mask_that_may_be_another_patients(case):
+    "It lies well in tissue and on the same grid, but shares nothing with what it began from: something has to say that it belongs to this scan."
+    root, scan, volume, numbers = case
+    annotation = annotated(root / 'out' / study_name(volume), volume, np.where(numbers == 1, 1, 0).astype(np.uint16))
+    path = write_as('nifti', root / 'patient1', np.where(numbers == 3, 3, 0).astype(np.uint16), volume, scan)
+    with pytest.raises(MaskError, match='shares 0% with what it started from.*name it after the scan'): import_correction(path, scan, root / 'store', 'AB', annotation)
+    assert not (root / 'store').exists()
+    (root / 'patient1.json').write_text(json.dumps(dict(digest=pixel_digest(volume))))
+    assert import_correction(path, scan, root / 'store', 'AB', annotation).status == 'saved'
+
+
+def test_doubts_are_shown_and_count(case):
+    "The mask also covers what is bright; what it began from does not. And what nobody can prove is said in the table."
+    root, scan, volume, numbers = case
+    hu = volume.hu.copy(); hu[2:10, 12:30, 5:36] = np.where(numbers[2:10, 12:30, 5:36] > 0, hu[2:10, 12:30, 5:36], 350)
+    write_nifti(root / 'bright.nii.gz', hu, volume)
+    bright = read_volume(root / 'bright.nii.gz')
+    annotation = annotated(root / 'out' / study_name(bright), bright, numbers)
+    path = write_as('nifti', root / 'c', np.where(bright.hu == 350, 9, numbers).astype(np.uint16), bright, scan)
+    with pytest.raises(MaskError, match='350 HU.*What it started from lies well'): import_correction(path, root / 'bright.nii.gz', root / 'store', 'AB', annotation)
+    highdicom_seg(root / 'patient1.dcm', scan, numbers, ['clot', 'clot', 'heart'])
+    results = import_corrections(root / 'patient1.dcm', scan, root / 'store', 'AB')
+    for words in ('left out, not called a clot: segment 3', 'not known: all of it counts as drawn by hand'): assert words in str(results)
+
+
+@pytest.mark.parametrize('kind', ['BINARY', 'LABELMAP', 'slicer'])
+def test_an_embolus_that_was_added_in_a_viewer_arrives(case, kind):
+    "Ours keep their names, the new one has the viewer's default name."
+    root, scan, volume, numbers = case
+    names = ['pulmonary embolism 4', 'pulmonary embolism 2', 'Segment_1']
+    if kind == 'slicer':
+        image = SimpleITK.GetImageFromArray(numbers); image.SetSpacing(volume.spacing[::-1]); image.SetOrigin(volume.origin); image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
+        for n, name in enumerate(names): image.SetMetaData(f'Segment{n}_LabelValue', str(n + 1)); image.SetMetaData(f'Segment{n}_Name', name)
+        SimpleITK.WriteImage(image, path := root / 's.seg.nrrd')
+    else: highdicom_seg(path := root / 's.dcm', scan, numbers, names, kind)
+    np.testing.assert_array_equal(read_corrected(path, scan, volume, 's')[0], np.array([0, 4, 2, 5])[numbers])
+
+
+@pytest.mark.parametrize('label', ['PE', 'Segment 1', 'anything'])
+def test_a_label_map_with_one_segment(case, label):
+    "Its background is listed as a segment 0 and is none."
+    root, scan, volume, numbers = case
+    highdicom_seg(root / 's.dcm', scan, (numbers > 0).astype(np.uint16), [label], 'LABELMAP')
+    np.testing.assert_array_equal(read_corrected(root / 's.dcm', scan, volume, 's')[0] > 0, numbers > 0)
+
+
+def test_the_same_file_twice_is_one_version(case):
+    root, scan, volume, numbers = case
+    path = write_as('seg', root / 'c', numbers, volume, scan)
+    take = lambda reviewer: import_correction(path, scan, root / 'store', reviewer)
+    first, second, third = take('AB'), take('AB'), take('CD')
+    assert (first.status, second.status, third.status) == ('saved', 'already there', 'saved') and second.version == first.version
+    assert len(history(root / 'store', first.study)) == 2
 
 
 def test_a_symmetric_finding_is_not_refused(case):

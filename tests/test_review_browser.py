@@ -202,8 +202,16 @@ def test_a_review_in_jupyterlab(hospital, jupyter, page, tmp_path):
     soft = (volume.hu[z] >= 0) & (volume.hu[z] <= 130) & (expected[z] == 0)
     row, column = max(((r, c) for r in range(20, 108, 4) for c in range(20, 84, 4)), key=lambda at: soft[at[0] - 3:at[0] + 4, at[1]:at[1] + 24].sum())
     button('Paint'); says('Draw')
-    picture.drag((row, column), (row, column + 12), (row, column + 24))
+    page.mouse.move(*picture.at(row, column)); page.mouse.down(); page.mouse.move(*picture.at(row, column + 4), steps=2)
+    page.mouse.move(picture.canvas.bounding_box()['x'] + 20, picture.canvas.bounding_box()['y'] - 40, steps=2); page.mouse.up()        # let go outside of the picture: there the stroke ends
+    page.mouse.move(*picture.at(row, column + 12), steps=3)
     says(f'Embolus {missed + 2} is new')
+    stroke = review.locator('option', has_text='added').nth(1); stroke.wait_for()
+    size = stroke.inner_text()
+    page.mouse.move(*picture.at(row, column + 24), steps=3)
+    button('Undo'); button('Redo'); says('Done again'); assert stroke.inner_text() == size
+    button('Undo'); says('Undone')
+    picture.drag((row, column), (row, column + 12), (row, column + 24)); stroke.wait_for()
     button('Undo'); says(f'Undone: painted {missed + 2}')
     button('Redo'); says(f'Done again: painted {missed + 2}')
     painted = within(volume, (z, row, column), (z, row, column + 24), 5.) & (volume.hu >= 0) & (volume.hu <= 130) & (expected == 0)
@@ -217,7 +225,7 @@ def test_a_review_in_jupyterlab(hospital, jupyter, page, tmp_path):
     # opened again before anything was saved: nothing is lost
     run_cell(page)
     says('Unfinished work was resumed')
-    assert len(list((home/'corrections-unfinished').iterdir())) == 1
+    assert len(list((home/'corrections-unfinished').glob('*.npz'))) == 1
 
     # saved, but not without a name
     button('Save correction'); says('Type your name first')
