@@ -13,7 +13,7 @@ CALM   := env -u PE_ADVSEG_HOME OMP_NUM_THREADS=1 MPLBACKEND=agg
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install paper networks released realism circle starter test fuzz lab readme prepare clean-runs
+.PHONY: help install paper networks released realism circle order starter test fuzz lab readme prepare clean-runs
 
 help:  ## what each target does (this list)
 	@echo "pe_advseg: an open workbook for pulmonary embolism segmentation. Research only, not for diagnosis."
@@ -43,8 +43,10 @@ realism: install  ## experiments 09, 10, 12, 13: a real patient, speed, realism,
 released: install  ## experiment 05: the released code, one defect at a time (longer)
 	$(BIN)/pe-advseg experiment 05_as_released --scale "$(SCALE)"
 
-circle: install  ## experiments 08 and 11: what to label next; annotate, correct, retrain, in ten minutes
+circle: install  ## experiment 11: annotate, look, correct, retrain, in ten minutes
 	$(BIN)/pe-advseg experiment 11_the_whole_circle --scale "$(SCALE)"
+
+order: install  ## experiment 08: which scans to correct first (longer)
 	$(BIN)/pe-advseg experiment 08_what_to_label_next --scale "$(SCALE)"
 
 starter: install  ## experiment 14: the model that ships with the package (SCALE=paper: a GPU, or a night)

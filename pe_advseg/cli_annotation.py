@@ -35,7 +35,7 @@ def annotate(scan: Annotated[Path, typer.Argument(help='A scan (folder of DICOM 
              precision: Annotated[str, typer.Option(help='**32**, or **bf16** (mixed).')] = '32',
              weights: Annotated[str, typer.Option(help='network, teacher or ema. Default: those the run is meant to be used with.')] = '',
              batch: Annotated[int, typer.Option(help='Slices at a time: more memory, not another result.')] = 8,
-             workers: Annotated[Optional[int], typer.Option(help='Processes. Default: one per GPU, or one.')] = None,
+             workers: Annotated[Optional[int], typer.Option(min=0, help='Processes; 0: none beside this one. Default: one per GPU; for a single scan none.')] = None,
              series: SeriesOption = None, assume_hu: AssumeOption = False, resample: ResampleOption = False,
              names: Annotated[bool, typer.Option(help='Show what the scans are called, here and in annotations.csv.')] = False):
     "**Annotate** scans: DICOM SEG, NIfTI, tables and a page to look at. Goes on past bad scans and after an interruption. Exit code 1 if one failed."
@@ -59,20 +59,24 @@ def annotate(scan: Annotated[Path, typer.Argument(help='A scan (folder of DICOM 
 # %% ../nbs/60b_cli_annotation.ipynb #3ca54190
 @commands.command()
 def queue(annotations: Annotated[Path, typer.Argument(help='Folder that `annotate` wrote.')],
-          by: Annotated[str, typer.Option(help='**entropy**, **confidence** (of the discriminator), **estimated_dice**, **diversity** or **random**.')] = 'entropy',
-          store: StoreOption = Path('corrections'),
-          count: Annotated[int, typer.Option(help='How many.')] = 10,
+          by: Annotated[str, typer.Option(help='**estimated_dice**, **entropy**, **confidence** (of the discriminator), **diversity** or **random**. None was told apart from random in experiment 08.')] = 'estimated_dice',
+          store: Annotated[Optional[Path], typer.Option(help='Folder of corrections, which are left out. Default: corrections, if it is there.')] = None,
+          count: Annotated[int, typer.Option(min=1, help='How many.')] = 10,
           scans: Annotated[Optional[Path], typer.Option(help='The annotated scans: diversity looks at them again.')] = None,
           run: Annotated[str, typer.Option(help='For diversity: the run that sees them.')] = '',
           seed: int = 0):
     "Which annotated scan to look at **next**; what has been corrected is left out."
     from pe_advseg.annotate import find_scans
+    from pe_advseg.corrections import open_store
     from pe_advseg.inference import load_predictors
     from pe_advseg.run_folder import find_run
     from pe_advseg.worklist import queue as rank_queue, worklist_table
     if by == 'diversity' and not scans: raise ValueError('diversity has to see the scans: give their folder with --scans')
     seen = dict(scans=find_scans(scans)[0], predictor=load_predictors([find_run(run)])[0]) if scans and by == 'diversity' else {}
-    typer.echo(worklist_table(rank_queue(annotations, by, store, count, seed, **seen)))
+    if store is None: store = Path('corrections') if Path('corrections').is_dir() else ''
+    listed = rank_queue(annotations, by, open_store(store) if store else '', count, seed, **seen)
+    typer.echo(worklist_table(listed))
+    if passed := listed.attrs['passed_over']: typer.echo(f'passed over, damaged: {", ".join(passed)}', err=True)
 
 # %% ../nbs/60b_cli_annotation.ipynb #05dbb5d3
 @commands.command('import-corrections')
@@ -80,16 +84,18 @@ def import_corrections(source: Annotated[Path, typer.Argument(help="A corrected 
                        reviewer: Annotated[str, typer.Option(help='Who corrected: stands in the history.')],
                        scans: Annotated[Optional[Path], typer.Option(help="The scan, or the folder of scans, that they were drawn on. MONAI Label's folder has its own.")] = None,
                        store: StoreOption = Path('corrections'),
-                       annotations: Annotated[Optional[Path], typer.Option(help='Folder that `annotate` wrote: what the corrections began from.')] = None,
+                       annotations: Annotated[Optional[Path], typer.Option(help='Folder that `annotate` wrote: what the corrections began from. Default: annotations, if it is there.')] = None,
+                       pseudonym: Annotated[Optional[str], typer.Option(help="In the corrected SEG, instead of the patient's name and number; with several scans each gets its own number behind it. Default: that of the annotation.")] = None,
                        numbered: Annotated[bool, typer.Option(help='A value of a mask is the number of an embolus, even where there is only one.')] = False,
-                       trust_header: Annotated[bool, typer.Option(help='Take a mask although it looks mirrored, or lies on something else than clot.')] = False,
+                       trust_header: Annotated[bool, typer.Option(help="Take a mask although it looks mirrored, lies on something else than clot, or may be another patient's.")] = False,
                        series: SeriesOption = None, assume_hu: AssumeOption = False, resample: ResampleOption = False,
                        dry_run: Annotated[bool, typer.Option(help='Check and compare, write nothing.')] = False):
     "Take **corrections** made elsewhere (3D Slicer, OHIF, ITK-SNAP, MONAI Label) back in. Nothing is overwritten. Exit code 1 if one was refused."
     from pe_advseg.import_corrections import import_corrections as take
     from pe_advseg.volume_files import reading_options
     reading = reading_options(dict(series=series, assume_hu=assume_hu, resample=resample))
-    results = take(source, scans, store, reviewer, dry_run, annotations, reading, numbered=numbered, trust_header=trust_header)
+    if annotations is None and Path('annotations').is_dir(): annotations = Path('annotations')
+    results = take(source, scans, store, reviewer, dry_run, annotations, reading, numbered=numbered, trust_header=trust_header, pseudonym=pseudonym)
     typer.echo(str(results))
     if results.refused or not results: raise typer.Exit(1)
 
@@ -99,11 +105,13 @@ def retrain(store: Annotated[Path, typer.Argument(help='Folder of corrections.')
             run: Annotated[str, typer.Option(help='The run to go on from. Default: the model that comes with the package.')] = '',
             data: Annotated[str, typer.Option(help='Labelled scans that it was trained on (a folder, or a synthetic hospital by name), so that it does not forget.')] = '',
             target: Annotated[str, typer.Option(help="Unlabelled scans: go on with the run's own method.")] = '',
-            steps: Annotated[int, typer.Option(help='Default: by the number of corrections.')] = 0,
+            scans: Annotated[Optional[Path], typer.Option(help='Where the corrected scans lie now, if they were moved.')] = None,
+            steps: Annotated[Optional[int], typer.Option(min=1, help='Default: by the number of corrections.')] = None,
             seed: int = 0):
     "Train **on** with the corrections; the same command goes on after an interruption."
     from pe_advseg.retrain import retrain as train_on
-    home = train_on(store, run, data, steps=steps or None, seed=seed, target=target)
+    if not data: typer.echo('without --data (the labelled scans that the run knows) it forgets: see experiment 11', err=True)
+    home = train_on(store, run, data, steps=steps, seed=seed, target=target, scans=scans)
     typer.echo(f'the run is in {home}; use it with `pe-advseg annotate SCAN --run {home.name}`')
     typer.echo(f'what Dice to expect of it, `pe-advseg calibrate {home.name} --data LABELLED` learns from labelled patients that it has not seen')
 

@@ -39,22 +39,25 @@ def _doubt_of_arrays(folder: Path, summary: dict) -> dict:
     except Exception as error: raise InputError(folder.name, f'its arrays cannot be read ({type(error).__name__})', 'Make the annotation again') from None
 
 def annotation_facts(out) -> pd.DataFrame:            # columns `FACTS`
-    "From every `study-*` folder in OUT. InputError if there is none, one is damaged, or they were made with different runs."
-    rows, runs = [], set()
+    "From every `study-*` folder in OUT; damaged ones are passed over (`attrs['passed_over']`). InputError if there is none, or they were made with different runs."
+    rows, runs, damaged = [], set(), []
     for folder in sorted(Path(out).glob('study-*')):
-        summary = read_summary(folder)
-        runs.add(tuple(run['weights'] for run in summary['runs']))
-        numbers = summary.get('doubt')                     # kept since it was annotated; else from the arrays, which takes seconds a scan
-        if numbers: numbers = {name: np.nan if value is None else value for name, value in numbers.items()}
-        else: numbers = _doubt_of_arrays(folder, summary)
-        estimated = (summary.get('trust') or {}).get('estimated_dice')
-        rows.append(dict(study=folder.name, digest=summary['scan']['digest'], volume_ml=summary['volume_ml'], **numbers, estimated_dice=np.nan if estimated is None else estimated))
+        try:
+            summary = read_summary(folder)
+            numbers = summary.get('doubt')                     # kept since it was annotated; else from the arrays, which takes seconds a scan
+            numbers = {name: np.nan if value is None else value for name, value in numbers.items()} if numbers else _doubt_of_arrays(folder, summary)
+            expected = (summary.get('trust') or {}).get('expected_dice')
+            row = dict(study=folder.name, digest=summary['scan']['digest'], volume_ml=summary['volume_ml'], **numbers, estimated_dice=np.nan if expected is None else expected)
+            runs.add(tuple(run['weights'] for run in summary['runs'])); rows.append(row)
+        except (InputError, KeyError, TypeError): damaged.append(folder.name)
     if not rows: raise InputError(Path(out).name, 'holds no annotated scans', 'Annotate scans first: `pe-advseg annotate SCANS --out OUT`')
     if len(runs) > 1: raise InputError(Path(out).name, 'holds annotations of different runs, whose numbers cannot be compared', 'Annotate all scans with the same run')
-    return pd.DataFrame(rows, columns=FACTS)
+    facts = pd.DataFrame(rows, columns=FACTS)
+    facts.attrs['passed_over'] = damaged
+    return facts
 
 def run_facts(predictor: Predictor, studies: list[CachedStudy], threshold: float = .5) -> pd.DataFrame:
-    "The same for cached studies, on the network's pixels; masks are not looked at. The estimated Dice is the expected one (see `trust`), not calibrated: a calibration that rises with it does not change the order."
+    "The same for cached studies, on the network's pixels; masks are not looked at."
     rows = []
     for study in studies:
         p, trusted = predict_slices(predictor.network, study.hu, predictor.config, predictor.judge, predictor.options)
@@ -100,12 +103,12 @@ def spread_out(points: np.ndarray,             # (n, features)
 STRATEGIES = {  # column that ranks; lowest first?; how it is said
     'confidence': ('confidence', True, 'the discriminator trusts the outline at {:.2f}'),
     'entropy': ('entropy', False, '{:.2f} bits of doubt per voxel in the doubtful millilitre'),
-    'estimated_dice': ('estimated_dice', True, 'a Dice of {:.2f} is expected'),
+    'estimated_dice': ('estimated_dice', True, 'it expects a Dice of {:.2f} of itself'),
     'diversity': ('embedding', False, 'at distance {:.2f} from everything labelled or above'),
     'random': (None, True, 'drawn by chance')}
 
 NEEDS = {'confidence': 'a run with a discriminator', 'entropy': 'an annotation',
-         'estimated_dice': 'a calibrated run: annotations whose summary has an estimated Dice', 'diversity': 'the scans, and a run to see them with'}
+         'estimated_dice': 'a finding', 'diversity': 'the scans, and a run to see them with'}
 
 def possible(facts: pd.DataFrame) -> list[str]:
     "Strategies for which at least one scan has the number."
@@ -154,12 +157,12 @@ def embed_scans(predictor: Predictor, scans,
     return seen
 
 def queue(out,                        # folder of annotations
-          strategy: str = 'entropy',
+          strategy: str = 'estimated_dice',
           store='',                   # of corrections; '' = none
           count: int | None = None, seed: int = 0,
           scans='', predictor: Predictor | None = None,   # for diversity: folder (or list) of the annotated scans, and what sees them
          ) -> pd.DataFrame:           # as of `rank`; no row when everything has been corrected
-    "Which annotated scans to look at next. InputError for damaged folders, ValueError for a strategy that cannot be had."
+    "Which annotated scans to look at next; `attrs['passed_over']`: damaged folders. InputError if there is none, ValueError for a strategy that cannot be had."
     facts, done, labelled = annotation_facts(out), corrected_scans(store), None
     if strategy == 'diversity' and predictor and scans:
         readings = [how_read(Path(out) / study) for study in facts.study]
@@ -169,8 +172,9 @@ def queue(out,                        # folder of annotations
         if len(unseen): raise InputError(unseen.study.iloc[0], f'and {len(unseen) - 1} more: no scan with these pixels was given', 'Give the folder with all the scans that were annotated')
         labelled = [seen[digest] for digest in done if digest in seen]
     open_ones = facts[~facts.digest.isin(done)]
-    if open_ones.empty: return open_ones.assign(rank=[], why=[])
-    return rank(open_ones, strategy, count, seed, np.stack(labelled) if labelled else None)
+    listed = open_ones.assign(rank=[], why=[]) if open_ones.empty else rank(open_ones, strategy, count, seed, np.stack(labelled) if labelled else None)
+    listed.attrs['passed_over'] = facts.attrs['passed_over']
+    return listed
 
 def worklist_table(listed: pd.DataFrame) -> str:
     "The list as lines of text: rank, study, why, what was found."

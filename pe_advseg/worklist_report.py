@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'correction_orders', 'correction_jobs', 'picked_table', 'strategy_table', 'over_budgets', 'worklist_figure',
-           'what_was_seen', 'before_and_after']
+           'what_was_seen', 'before_and_after', 'circle_table']
 
 # %% ../nbs/53a_worklist_report.ipynb #073eea86
 from pathlib import Path
@@ -119,3 +119,15 @@ def before_and_after(scores: pd.DataFrame) -> Figure:
              title=f'{len(ill)} kept patients with embolism: {gain.value:+.3f}{interval}')
     plt.close(figure)
     return figure
+
+def circle_table(tables: dict[str, pd.DataFrame]) -> str:
+    "What corrections did to models of different beginnings (name -> scores as for `before_and_after`), as a Markdown table."
+    lines = ['| begun with | kept patients with embolism | Dice before | after | difference | worse in | share of emboli found | falsely drawn, mL |', '|---|---|---|---|---|---|---|---|']
+    for name, scores in tables.items():
+        ill = scores[scores.clot_ml > 0].pivot_table(index='patient', columns='method', values=['dice', 'lesion_sensitivity'])
+        before, after = (ill.dice[when] for when in ('before', 'after'))
+        gain, false = paired_bootstrap(after, before), scores.groupby('method').false_positive_ml.mean()
+        found = [f'{ill.lesion_sensitivity[when].mean():.2f}' for when in ('before', 'after')]
+        interval = f' [{gain.low:+.3f}, {gain.high:+.3f}]' if np.isfinite(gain.low) else ''
+        lines.append(f'| {name} | {len(ill)} | {before.mean():.3f} | {after.mean():.3f} | {gain.value:+.3f}{interval} | {int((after < before).sum())} | {found[0]} to {found[1]} | {false["before"]:.1f} to {false["after"]:.1f} |')
+    return '\n'.join(lines)
