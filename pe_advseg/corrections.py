@@ -205,6 +205,7 @@ def save_correction(store,                   # folder; an empty or missing one b
             _write_version(making, *_series(folder, scan, volume, annotation, pseudonym), numbers, before, record, pseudonym)
     return folder / f'{previous + 1:04d}'
 
+# %% ../nbs/50g_corrections.ipynb #61e0fe16
 def _series(folder: Path, scan, volume: Volume, annotation, pseudonym: str | None) -> tuple[Path, Volume]:
     "Slices that a SEG can point at, and the volume with them as sources: the scan's own, its annotation's, or some that are written here once. InputError if they are another scan's."
     if has_slice_files(volume): return Path(scan), volume

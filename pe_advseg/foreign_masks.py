@@ -18,7 +18,8 @@ from .annotation import study_name
 from .codecs import parse_dicom
 from .ct import Volume
 from .datasets import mask_doubts
-from .masks import MaskError, clot_segments, embolus_numbers, image_header, left_out, lps_affine, place_mask, read_image_mask, read_nifti_mask, read_seg_mask
+from .masks import MaskError, embolus_numbers, image_header, lps_affine, place_mask, read_image_mask, read_nifti_mask, read_seg_mask
+from .segment_names import clot_segments, left_out
 
 # %% ../nbs/51a_foreign_masks.ipynb #d1e99e00
 def named_by(dataset) -> tuple[set, set]:  # SOPInstanceUIDs, SeriesInstanceUIDs
