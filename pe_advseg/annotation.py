@@ -10,7 +10,10 @@ __all__ = ['EACH', 'Annotation', 'study_name', 'write_nifti', 'read_nifti', 'who
 import contextlib
 import json
 import os
+import shutil
+import socket
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +64,15 @@ def read_nifti(path, volume: Volume) -> np.ndarray:
     return place_mask(values.transpose(2, 1, 0), lps, volume, path.name)[0]
 
 # %% ../nbs/50b_annotation.ipynb #3523acf4
+def _host() -> str: return f'{zlib.crc32(socket.gethostname().encode()):08x}'
+
+def _sweep(folder: Path) -> None:
+    "Remove what processes of this machine have left half made and died."
+    for part in folder.glob(f'.partial-{_host()}-*'):
+        with contextlib.suppress(ValueError, OSError):
+            try: os.kill(int(part.name.split('-')[2]), 0)
+            except ProcessLookupError: shutil.rmtree(part)
+
 @contextlib.contextmanager
 def whole_folder(path):
     "A folder to write into; it becomes `path` when the block ends well, and is gone otherwise. InputError if `path` is there."
@@ -68,7 +80,8 @@ def whole_folder(path):
     remedy = 'Choose another folder, or move this one away'
     if path.exists(): raise InputError(path.name, 'is there already, and nothing is overwritten', remedy)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.partial-', ignore_cleanup_errors=True) as making:
+    _sweep(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.partial-{_host()}-{os.getpid()}-', ignore_cleanup_errors=True) as making:
         inside = Path(making) / path.name
         inside.mkdir()
         yield inside

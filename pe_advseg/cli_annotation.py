@@ -66,10 +66,10 @@ def queue(annotations: Annotated[Path, typer.Argument(help='Folder that `annotat
           run: Annotated[str, typer.Option(help='For diversity: the run that sees them.')] = '',
           seed: int = 0):
     "Which annotated scan to look at **next**; what has been corrected is left out."
-    from pe_advseg.annotate import find_scans
     from pe_advseg.corrections import open_store
     from pe_advseg.inference import load_predictors
     from pe_advseg.run_folder import find_run
+    from pe_advseg.scan_folders import find_scans
     from pe_advseg.worklist import queue as rank_queue, worklist_table
     if by == 'diversity' and not scans: raise ValueError('diversity has to see the scans: give their folder with --scans')
     seen = dict(scans=find_scans(scans)[0], predictor=load_predictors([find_run(run)])[0]) if scans and by == 'diversity' else {}

@@ -7,6 +7,8 @@ __all__ = ['each_in_processes']
 
 # %% ../nbs/02_processes.ipynb #a734cad2
 import os
+import threading
+import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,15 +24,24 @@ def each_in_processes(function,              # importable by name; called as fun
                 ):
     "Yields results as they are ready, in no fixed order. BrokenProcessPool where no process can start at all; an exception of the function is raised."
     waiting = deque(jobs)
-    start = dict(initializer=begin, initargs=begin_with)
+    start = dict(initializer=_begin, initargs=(os.getpid(), begin, begin_with))
     while waiting:
         for job in (yield from _until_one_dies(function, waiting, workers, start)):
             if (yield from _until_one_dies(function, deque([job]), 1, start)): yield crashed(*job)
 
+def _begin(parent: int, begin, begin_with: tuple) -> None:
+    "In every new process, which does not outlive its parent: nobody would ever collect its result."
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+    if begin: begin(*begin_with)
+
 def _until_one_dies(function, waiting: deque, workers: int, start: dict):
     "Takes jobs from `waiting` and yields their results; returns the jobs that were under way when a process died."
     with ProcessPoolExecutor(workers, mp_context=get_context('spawn'), **start) as pool:
-        pool.submit(os.getpid).result()   # BrokenProcessPool at once where no process can start: then no job is to blame
+        started = [pool.submit(time.sleep, .05 * workers) for _ in range(workers)]     # all of them, before any can die: a pool that breaks while a process starts hangs
+        for one in started: one.result()  # BrokenProcessPool at once where no process can start: then no job is to blame
         running = {}
         try:
             while waiting or running:
