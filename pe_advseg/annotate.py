@@ -32,7 +32,7 @@ from .inference import Inference, Predictor, load_predictors, predict_volume
 from .paths import whole_file
 from .processes import each_in_processes
 from .rtstruct import write_rtstruct
-from .run_folder import find_run, learned_from
+from .run_folder import find_run, synthetic_part
 from .scan_folders import find_scans, without_names
 from .segmentation import NO_FINDING, identity, write_segmentation
 from .source_series import has_slice_files, source_series
@@ -61,12 +61,12 @@ class Options:
         return dict(threshold=self.threshold, smallest_mm3=self.smallest_mm3, **applied, **self.reading)
 
 # %% ../nbs/50f_annotate.ipynb #4ff3a70e
-STATEMENTS = {True: 'Synthetic training, research only, not for diagnosis', False: 'Research only, not for diagnosis'}      # DICOM has room for 64 characters
+STATEMENTS = {'all': 'Synthetic training, research only, not for diagnosis', 'labels': 'Synthetic labels, research only, not for diagnosis', '': 'Research only, not for diagnosis'}      # DICOM has room for 64 characters
 
 def run_facts(predictor: Predictor, run) -> dict:
     "A run as the summary names it. A run that has been calibrated since is not the same."
     config, trust = predictor.config, Path(run) / 'trust.json'
-    return dict(name=predictor.name, weights=predictor.digest, calibration=hashlib.sha256(trust.read_bytes()).hexdigest()[:12] if trust.exists() else None, method=config.method, network=config.network, pixel_mm=predictor.pixel_mm, synthetic=bool(learned_from(run).get('synthetic')))
+    return dict(name=predictor.name, weights=predictor.digest, calibration=hashlib.sha256(trust.read_bytes()).hexdigest()[:12] if trust.exists() else None, method=config.method, network=config.network, pixel_mm=predictor.pixel_mm, synthetic=synthetic_part(run))
 
 @dataclass(frozen=True, eq=False)
 class Annotator:
@@ -79,14 +79,15 @@ class Annotator:
     def inference(self) -> Inference: return self.predictors[0].options
 
     @property
-    def statement(self) -> str: return STATEMENTS[any(run['synthetic'] for run in self.runs)]
+    def statement(self) -> str: return STATEMENTS[next((part for part in ('all', 'labels') if any(run['synthetic'] == part for run in self.runs)), '')]
 
 def load_annotator(runs=(), inference: Inference = Inference()) -> Annotator:
     "Runs by folder or name; none means the model that comes with the package. ValueError for an unknown run, TrainingError for one without a network."
     import highdicom, jinja2, nibabel                              # what writing needs: a second of imports, here once for many scans
     folders = [find_run(run) for run in (runs or [''])]
     predictors = load_predictors(folders, inference)
-    return Annotator(predictors, [run_facts(*pair) for pair in zip(predictors, folders)], [read_trust(folder) for folder in folders])
+    trusts = [trust and trust | dict(other_weights=trust.get('weights') != predictor.digest) for trust, predictor in zip(map(read_trust, folders), predictors)]
+    return Annotator(predictors, [run_facts(*pair) for pair in zip(predictors, folders)], trusts)
 
 # %% ../nbs/50f_annotate.ipynb #0b20b79c
 def which_scan(volume: Volume) -> dict:
@@ -238,6 +239,6 @@ def _write_overview(out: Path, results: list[Result], names: bool) -> None:
         if summary: summaries.append(summary | dict(link=f'{result.target.name}/report.html', number=result.number))
         rows.append(dict(number=result.number or None, **({'name': result.name} if names else {}), study=summary.get('scan', {}).get('name', ''), result=summary.get('result', 'not annotated'), emboli=summary.get('emboli'),
                          volume_ml=summary.get('volume_ml'), **{name: trust.get(name) for name in ('mean_probability', 'mean_entropy', 'mean_confidence', 'estimated_dice')}, warnings='; '.join(trust.get('warnings', [])),
-                         **dict(zip(('file', 'cause', 'remedy'), told(result))), statement=summary.get('statement', STATEMENTS[False])))
+                         **dict(zip(('file', 'cause', 'remedy'), told(result))), statement=summary.get('statement', STATEMENTS[''])))
     with whole_file(out / 'annotations.csv') as part: pd.DataFrame(rows).to_csv(part, index=False)
     write_overview(out / 'index.html', summaries, [(result.number, *told(result)) for result in results if not result.target])

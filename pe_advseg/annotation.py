@@ -94,7 +94,8 @@ def write_arrays(folder: Path, annotation: Annotation) -> None:
     write_nifti(folder / 'mask.nii.gz', annotation.numbers, volume, note=note)
     write_nifti(folder / 'probability.nii.gz', annotation.probability, volume, STEP, note)
     if annotation.confidence is not None: write_nifti(folder / 'confidence.nii.gz', annotation.confidence, volume, STEP, note)
-    annotation.emboli.assign(statement=note).to_csv(folder / 'emboli.csv', index=False)
+    emboli = annotation.emboli if len(annotation.emboli) else pd.DataFrame([dict(embolus=0, volume_ml=0., side='no pulmonary embolism found')], columns=annotation.emboli.columns)     # a row, not an empty table
+    emboli.assign(statement=note).to_csv(folder / 'emboli.csv', index=False)
     (folder / 'summary.json').write_text(json.dumps(annotation.summary, indent=1, allow_nan=False), encoding='utf-8')
 
 def read_summary(folder) -> dict:
@@ -113,5 +114,6 @@ def read_annotation(folder, volume: Volume) -> Annotation:
     folder, summary = Path(folder), read_summary(folder)
     if summary['scan']['digest'] != pixel_digest(volume): raise InputError(folder.name, 'is the annotation of another scan', 'Give the scan that it was made from')
     emboli = pd.read_csv(folder / 'emboli.csv', keep_default_na=False, na_values={'mean_confidence': ['']}).drop(columns='statement')
+    emboli = emboli[emboli.embolus > 0]
     confidence = read_nifti(folder / 'confidence.nii.gz', volume) if (folder / 'confidence.nii.gz').exists() else None
     return Annotation(volume, read_nifti(folder / 'mask.nii.gz', volume), read_nifti(folder / 'probability.nii.gz', volume), confidence, emboli, summary)

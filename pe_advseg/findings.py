@@ -6,6 +6,7 @@
 __all__ = ['COLUMNS', 'number_emboli', 'midline_x', 'side_of', 'longest_mm', 'embolus_table']
 
 # %% ../nbs/50a_findings.ipynb #eca4cc58
+import itertools
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -59,15 +60,18 @@ def side_of(x_mm: float, middle: float | None, central_mm: float = 15) -> str:
     return 'central' if abs(x_mm - middle) <= central_mm else 'left' if x_mm > middle else 'right'
 
 # %% ../nbs/50a_findings.ipynb #ffd64078
-def longest_mm(points: np.ndarray) -> float:        # (n, 3) mm
-    "The largest distance between two of the points."
+def longest_mm(points: np.ndarray,              # (n, 3) mm
+               edges=((0, 0, 0),) * 3,          # of the box around every point: (3, 3) mm, a row per edge
+              ) -> float:
+    "The largest distance between two of the points, or of the corners of the boxes around them."
     if len(points) > 20:
         try: points = points[ConvexHull(points).vertices]
         except QhullError:                           # all in one plane or line: two directions of spread are enough
             flat = (points - points.mean(0)) @ np.linalg.svd(points - points.mean(0), full_matrices=False)[2][:2].T
             try: points = points[ConvexHull(flat).vertices]
             except QhullError: points = points[[flat[:, 0].argmin(), flat[:, 0].argmax()]]
-    return float(pdist(points).max()) if len(points) > 1 else 0.
+    corners = np.array(list(itertools.product((-.5, .5), repeat=3))) @ np.asarray(edges, float)
+    return float(pdist((points[:, None] + corners).reshape(-1, 3)).max())
 
 # %% ../nbs/50a_findings.ipynb #bb480426
 COLUMNS = ('embolus', 'volume_ml', 'centre_x_mm', 'centre_y_mm', 'centre_z_mm', 'longest_mm', 'side', 'first_slice', 'last_slice', 'main_slice',
@@ -88,7 +92,7 @@ def embolus_table(numbers: np.ndarray,                      # uint16 (z, y, x), 
         points, p = volume.to_patient(index), probability[box][inside] * np.float32(STEP)
         centre, levels = points.mean(0), np.bincount(index[:, 0])
         rows.append(dict(embolus=number, volume_ml=len(index) * volume.voxel_ml, centre_x_mm=centre[0], centre_y_mm=centre[1], centre_z_mm=centre[2],
-                         longest_mm=longest_mm(points), side=side_of(centre[0], middle), first_slice=int(index[:, 0].min()), last_slice=int(index[:, 0].max()),
+                         longest_mm=longest_mm(points, (volume.direction * volume.spacing).T), side=side_of(centre[0], middle), first_slice=int(index[:, 0].min()), last_slice=int(index[:, 0].max()),
                          main_slice=int(levels.argmax()), mean_probability=float(p.mean()), max_probability=float(p.max()), mean_entropy=float(entropy_bits(p).mean()),
                          mean_confidence=np.nan if confidence is None else float((confidence[box][inside] * np.float32(STEP)).mean())))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -9,7 +9,7 @@ __all__ = ['network_input', 'body_box', 'Inference', 'window_starts', 'in_window
 # %% ../nbs/40a_inference.ipynb #9446bd78
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +160,8 @@ class Prediction:
 def predict_volume(predictors: list[Predictor], volume: Volume, threshold: float = 0.5, slab: int = 16) -> Prediction:
     "Every voxel's probability of clot. ValueError for a threshold outside 0 to 1."
     if not 0 < threshold < 1: raise ValueError(f'the threshold must lie between 0 and 1, got {threshold}')
-    answers = [predictor(volume) for predictor in predictors]
+    turned = [axis for axis, cosine in ((1, volume.direction[1, 1]), (2, volume.direction[0, 2])) if cosine < 0]      # rows towards the back, columns to the left, as nearly all CT is stored
+    answers = [predictor(replace(volume, hu=np.ascontiguousarray(np.flip(volume.hu, turned))) if turned else volume) for predictor in predictors]
     judged = [confidence for _, confidence in answers if confidence is not None]
     stored = lambda: np.empty(volume.shape, np.uint8)
     probability, confidence, mask = stored(), stored() if judged else None, np.empty(volume.shape, bool)
@@ -170,4 +171,5 @@ def predict_volume(predictors: list[Predictor], volume: Volume, threshold: float
         p = mean([probability for probability, _ in answers])
         probability[part], mask[part] = to_bytes(p), p > threshold
         if judged: confidence[part] = to_bytes(mean(judged))
+    if turned: probability, confidence, mask = (None if array is None else np.ascontiguousarray(np.flip(array, turned)) for array in (probability, confidence, mask))
     return Prediction(probability, confidence, mask)

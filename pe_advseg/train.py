@@ -162,8 +162,8 @@ def train(config: TrainConfig,
         if lead:
             with whole_file(home / 'config.json') as part: part.write_text(json.dumps(dataclasses.asdict(config), indent=1))
             with whole_file(home / 'versions.json') as part: part.write_text(json.dumps(versions(), indent=1))
-            synthetic = all(is_synthetic_scan(study.study.scan) for study in labelled + unlabelled)
-            with whole_file(home / 'labelled.json') as part: part.write_text(json.dumps(dict(pixels=[s.pixels for s in labelled], pixel_mm=[s.spacing[1] for s in labelled], synthetic=synthetic)))
+            synthetic = [all(is_synthetic_scan(study.study.scan) for study in part) for part in (labelled + unlabelled, labelled)]
+            with whole_file(home / 'labelled.json') as part: part.write_text(json.dumps(dict(pixels=[s.pixels for s in labelled], pixel_mm=[s.spacing[1] for s in labelled], synthetic=synthetic[0], synthetic_labels=synthetic[1])))
             for orphan in home.glob('.partial-*'): orphan.unlink()
         trainer = Trainer(config, fabric, labelled, [study.without_mask() for study in unlabelled], Path(folder))
         kept, rows = load_checkpoint(home), []

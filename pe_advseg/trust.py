@@ -182,17 +182,22 @@ def judge(trusts: list,            # of the runs that predicted, as of `read_tru
     answer = dict(doubts, **dict.fromkeys(('estimated_dice', 'estimated_dice_low', 'estimated_dice_high')), calibration=_why_not(trusts, doubts, threshold), warnings=warnings, scan=volume_facts)
     if answer['calibration'] or not any(trusts): return answer
     trust, = trusts
-    dice, half = estimate(trust['fit'], doubts), trust['half_width']
+    dice, half, fit = estimate(trust['fit'], doubts), trust['half_width'], trust['fit']
+    line = fit['intercept'] + sum(slope * doubts[name] for name, slope in fit['slopes'].items())
     kind = 'synthetic patients' if trust['synthetic'] else 'patients'
     text = f'on {trust["patients"]} held-out {kind} with embolism, leave-one-out error {trust["error"]:.2f} ({trust["naive_error"]:.2f} for their mean Dice as a guess); if there is embolism, in scans like theirs'
-    if warnings: text += '; this scan is unlike the training scans, so neither estimate nor interval is assured'
-    return answer | dict(estimated_dice=dice, estimated_dice_low=max(0., dice - half), estimated_dice_high=min(1., dice + half), calibration=text)
+    if trust.get('without_clot'): text += f' (of {trust["without_clot"]} without embolism {trust["false_alarms"]} had something drawn, too)'
+    if line < dice - 1e-9: text += '; the run doubts itself more than with any of them, so this is an upper bound'
+    if warnings: text += '; this scan is unlike the training scans, so the Dice may be anything below'
+    low = 0. if warnings or line < dice - 1e-9 else max(0., dice - half)
+    return answer | dict(estimated_dice=dice, estimated_dice_low=low, estimated_dice_high=1. if line > dice + 1e-9 else min(1., dice + half), calibration=text)
 
 def _why_not(trusts: list, doubts: dict, threshold: float) -> str:
-    "Why there is no estimate, if there was a calibration at all."
-    if not any(trusts): return ''
+    "Why there is no estimate; '' if there is one."
+    if not any(trusts): return 'none: the run was never calibrated on held-out patients, nor is it known what its training scans were like'
     if len(trusts) > 1: return 'none: several runs were averaged, and only single runs were calibrated'
     if doubts['expected_dice'] is None: return 'none: nothing was found, and a Dice needs an outline'
+    if trusts[0].get('other_weights'): return 'none: calibrated with other weights than these'
     if threshold != trusts[0]['threshold']: return f'none: calibrated at a threshold of {trusts[0]["threshold"]:g}, used with {threshold:g}'
     return '' if trusts[0]['fit'] else f'none: only {trusts[0]["patients"]} held-out patients with embolism'
 

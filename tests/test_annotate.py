@@ -1,4 +1,5 @@
 "A scan in, a finding out: whatever the scan is, whoever dies meanwhile, and nothing about the patient. Readers of others judge the files."
+import dataclasses
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from pe_advseg.hospitals import HOSPITALS
 from pe_advseg.inference import Inference
 from pe_advseg.phantom import make_study
 from pe_advseg.phantom_files import write_hospital
+from pe_advseg.run_folder import find_run
 from pe_advseg.volume_files import read_volume
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,10 +82,10 @@ def test_every_kind_of_scan_gives_the_same_finding_in_the_same_place(tmp_path, a
     assert np.abs(order(by_nibabel) - order(by_highdicom)).max() < .02
     # where the clot is does not depend on how the file was turned: the brightness under it is that of the array
     index = np.rint((by_nibabel - volume.origin) @ np.linalg.inv(volume.direction * volume.spacing).T).astype(int)
-    straight = find_emboli('x.nii.gz', patient, annotator).numbers > 0
+    axes = [axis for axis in (1, 2) if signs[axis] < 0]                       # the same patient, stored the usual way round
+    straight = np.flip(find_emboli('x.nii.gz', dataclasses.replace(patient, hu=np.flip(patient.hu, axes)), annotator).numbers, axes) > 0
     same = np.zeros_like(straight); same[tuple(index.T)] = True
-    if signs == (1, 1, 1): assert np.array_equal(same, straight)
-    else: assert 0 <= np.median(volume.hu[same]) <= 200                       # the network sees it turned: another finding, on tissue of the same kind
+    assert np.array_equal(same, straight)                                     # the network sees every scan the same way round
     assert (target / 'scan').is_dir() == (kind != 'DICOM')
 
 
@@ -92,9 +94,11 @@ def test_no_finding_is_a_result(tmp_path, annotator, patient):
     target = annotate_scan(scan, tmp_path / 'out', annotator, Options(smallest_mm3=1e9, rtstruct=True))
     summary = json.loads((target / 'summary.json').read_text())
     assert (summary['result'], summary['emboli'], summary['volume_ml']) == ('no pulmonary embolism found', 0, 0)
-    assert not np.asarray(nibabel.load(target / 'mask.nii.gz').dataobj).any() and len(pd.read_csv(target / 'emboli.csv')) == 0
+    assert not np.asarray(nibabel.load(target / 'mask.nii.gz').dataobj).any() and pd.read_csv(target / 'emboli.csv')[['embolus', 'volume_ml', 'side']].values.tolist() == [[0, 0, 'no pulmonary embolism found']]
     seg = pydicom.dcmread(target / 'segmentation.dcm')
     assert seg.SegmentSequence[0].SegmentLabel == 'no pulmonary embolism found' and not seg.pixel_array.any() and seg.ContentLabel == 'NO_FINDING'
+    assert seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == 'No thrombus'
+    assert len(read_annotation(target, read_volume(scan)).emboli) == 0
     assert 'No pulmonary embolism found' in (target / 'report.html').read_text()
     assert summary['trust']['estimated_dice'] is None
 
@@ -192,6 +196,61 @@ def test_nothing_is_overwritten(tmp_path, annotator, patient):
     assert before == {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize('change', ['spacing', 'place', 'identifiers', 'kind'])
+def test_the_same_pixels_are_not_the_same_scan(tmp_path, annotator, patient, change):
+    "Of another size, elsewhere, with other identifiers, or as another kind of file: no result of one stands for the other."
+    scan = as_files(patient, tmp_path, 'DICOM')
+    target = annotate_scan(scan, tmp_path / 'out', annotator)
+    before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
+    other = dataclasses.replace(patient, **dict(spacing=dict(spacing=(patient.spacing[0], .9, .9)), place=dict(origin=(1., 2., 3.))).get(change, {}))
+    if change == 'kind': path = as_files(other, tmp_path, 'NIfTI')
+    else: write_series(other, path := tmp_path / 'other', 'P2', seed_uid='others')
+    with pytest.raises(InputError, match='same pixels'): annotate_scan(path, tmp_path / 'out', annotator)
+    assert before == {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
+    shutil.copytree(scan, tmp_path / 'a copy')
+    assert annotate_scan(tmp_path / 'a copy', tmp_path / 'out', annotator) == target          # a copy is
+
+
+def test_names_of_files_and_folders_stay_out_of_what_is_written(tmp_path):
+    hospital = tmp_path / 'hospital'
+    for name, number in (('MEIER Eva', 1), ('SCHMIDT Hans', 2)):
+        volume = make_study(HOSPITALS['valley'], number, (12, 64, 64)).volume
+        write_series(volume, hospital / name / 'first', 'X', seed_uid=name, file_names=[f'{name}_{i:02d}.dcm' for i in range(12)])
+    (hospital / 'MEIER Eva/first/MEIER Eva_05.dcm').unlink()                                  # a gap
+    shutil.copy(hospital / 'SCHMIDT Hans/first/SCHMIDT Hans_03.dcm', hospital / 'SCHMIDT Hans/first/SCHMIDT_again.dcm')        # twice
+    write_nifti(hospital / 'BAUER_Karl.nii.gz', np.zeros((12, 64, 64), np.int16), volume)     # no air
+    results = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False)
+    assert [bool(result.target) for result in results] == [False, False, True] and 'MEIER' in results[1].cause + results[1].file        # whoever asked is told
+    for path in (tmp_path / 'out').rglob('*'):
+        content = path.read_bytes() if path.suffix != '.gz' and path.is_file() else b''
+        assert not re.search(rb'(?i)meier|schmidt|bauer', content + path.name.encode()), path.name
+    table = pd.read_csv(tmp_path / 'out' / 'annotations.csv')
+    assert 'file 6 of 11' in table.cause[1] + table.file[1] and table.statement.notna().all()
+    assert 'file 13 of 13' in (results[2].target / 'summary.json').read_text()
+    annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False, names=True)
+    assert 'MEIER' in (tmp_path / 'out' / 'annotations.csv').read_text()                      # with names, if asked for
+
+
+def test_a_folder_that_grows_keeps_its_pseudonyms(tmp_path):
+    hospital = tmp_path / 'hospital'
+    add = lambda number: write_series(make_study(HOSPITALS['valley'], number, (12, 64, 64)).volume, hospital / f'p{number}', 'X', seed_uid=str(number))
+    add(1); first, = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), progress=False)
+    add(2); again = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False)
+    assert [(result.made, bool(result.target)) for result in again] == [(False, True), (True, True)] and again[0].target == first.target
+    alone, = annotate_all(hospital / 'p1', tmp_path / 'alone', (), Options(pseudonym='P'), progress=False)
+    assert pydicom.dcmread(alone.target / 'segmentation.dcm').PatientID == 'P'
+
+
+def test_what_cannot_be_written_is_said_before_the_network_works(tmp_path, annotator, patient, monkeypatch):
+    import pe_advseg.annotate as module
+    monkeypatch.setattr(module, 'predict_volume', lambda *_: pytest.fail('the network has worked'))
+    scan = as_files(patient, tmp_path, 'DICOM')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='cannot be written to'): annotate_all(scan, tmp_path / 'file', progress=False)
+    with pytest.raises(InputError, match='pseudonym'): Options(pseudonym='A^B')
+    with pytest.raises(InputError, match='pseudonym'): annotate_all(scan.parent, tmp_path / 'out', (), Options(pseudonym='x' * 60), progress=False)
+
+
 # --- inference ---
 
 @pytest.mark.parametrize('batch', [1, 5, 12])
@@ -251,6 +310,40 @@ def test_results_among_the_scans_are_no_scans_and_pseudonyms_do_not_mix(tmp_path
     alone = annotate_all(first[0].target.parents[1] / sorted(path.name for path in hospital.iterdir() if path.is_dir() and path.name != 'out')[0], hospital / 'out', (), Options(rtstruct=True, pseudonym=f"P-{first[0].target.name[6:]}"), workers=0, progress=False)
     assert alone[0].target == first[0].target
     assert len(pd.read_csv(hospital / 'out' / 'annotations.csv')) == 2                                              # the other one is still shown
+
+
+def test_a_calibration_is_for_the_weights_it_was_made_with(tmp_path, patient):
+    "Copied beside other weights it promises nothing."
+    run = shutil.copytree(find_run(''), tmp_path / 'run')
+    trust = json.loads((run / 'trust.json').read_text())
+    (run / 'trust.json').write_text(json.dumps(trust | dict(weights='0' * 12)))
+    other = find_emboli('x.nii.gz', patient, load_annotator([run])).summary['trust']
+    assert other['estimated_dice'] is None and 'other weights' in other['calibration']
+    (run / 'trust.json').unlink()
+    none = find_emboli('x.nii.gz', patient, load_annotator([run])).summary['trust']
+    assert none['estimated_dice'] is None and 'never calibrated' in none['calibration']
+
+
+def test_a_run_calibrated_since_makes_another_annotation(tmp_path, patient):
+    run, scan = shutil.copytree(find_run(''), tmp_path / 'run'), as_files(patient, tmp_path, 'DICOM')
+    kept = (run / 'trust.json').read_bytes(); (run / 'trust.json').unlink()
+    annotate_scan(scan, tmp_path / 'out', load_annotator([run]))
+    (run / 'trust.json').write_bytes(kept)
+    with pytest.raises(InputError, match='other runs'): annotate_scan(scan, tmp_path / 'out', load_annotator([run]))
+
+
+@pytest.mark.parametrize('scans, begun, words', [((True, True), None, 'Synthetic training'), ((False, True), None, 'Synthetic labels'), ((False, False), None, 'Research only'),
+                                                 ((True, True), (False, True), 'Synthetic labels'), ((True, True), (False, False), 'Research only'), ((False, False), (True, True), 'Research only')])
+def test_what_a_run_says_it_has_learnt_from(tmp_path, scans, begun, words):
+    "Scans and masks of its own and of the run it began from."
+    for name, said in (('start', begun), ('run', scans)):
+        if said is None: continue
+        shutil.copytree(find_run(''), tmp_path / name)
+        learned = json.loads((tmp_path / name / 'labelled.json').read_text())
+        (tmp_path / name / 'labelled.json').write_text(json.dumps(learned | dict(synthetic=said[0], synthetic_labels=said[1])))
+    config = json.loads((tmp_path / 'run/config.json').read_text())
+    (tmp_path / 'run/config.json').write_text(json.dumps(config | dict(initial='start' if begun else '')))
+    assert load_annotator([tmp_path / 'run']).statement.startswith(words)
 
 
 def test_a_calibration_is_for_the_inference_it_was_made_with(patient):

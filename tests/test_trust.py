@@ -228,10 +228,21 @@ def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
     for answer in others.values():
         assert answer['estimated_dice'] is None and answer['calibration'].startswith('none: ')
     for answer in (judge([None], USUAL, DOUBT), judge([], USUAL, DOUBT), judge([None, None], USUAL, DOUBT)):
-        assert answer['estimated_dice'] is None and answer['calibration'] == '' and answer['warnings'] == []
+        assert answer['estimated_dice'] is None and 'never calibrated' in answer['calibration'] and answer['warnings'] == []
     for answer in (one, *others.values()): assert json.loads(json.dumps(answer, allow_nan=False)) == answer
     both = judge([trust(), trust(training=dict(scans=2, ranges=RANGES | dict(slice_mm=[4., 5., 6.])))], USUAL, DOUBT)
     assert both['warnings'] == ['slices of 1.5 mm; the training scans had 4 to 6']
+
+
+def test_beyond_what_was_held_out_there_is_a_bound_only():
+    "More doubt than any held-out patient: the estimate is an upper bound, its interval begins at 0; less doubt: it ends at 1; unlike the training: anything below."
+    low, high = trust()['fit']['seen']['expected_dice']
+    inside, below, above = (judge([trust()], USUAL, DOUBT | dict(expected_dice=value)) for value in ((low + high) / 2, low - .1, high + .01))
+    assert 'upper bound' not in inside['calibration'] and 0 < inside['estimated_dice_low'] and inside['estimated_dice_high'] < 1
+    assert 'upper bound' in below['calibration'] and below['estimated_dice_low'] == 0 and below['estimated_dice'] == pytest.approx(judge([trust()], USUAL, DOUBT | dict(expected_dice=low))['estimated_dice'])
+    assert above['estimated_dice_high'] == 1 and above['estimated_dice_low'] > 0
+    assert judge([trust()], USUAL | dict(noise_hu=90.), DOUBT | dict(expected_dice=(low + high) / 2))['estimated_dice_low'] == 0
+    assert 'of 4 without embolism 3 had something drawn' in judge([trust(without_clot=4, false_alarms=3)], USUAL, DOUBT)['calibration']
 
 
 # --- voxel by voxel ---
