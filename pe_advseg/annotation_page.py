@@ -106,12 +106,12 @@ VIEW = '''{% macro view(v) %}<div class="view"><img src="{{ v.image }}" width="{
 
 # %% ../nbs/50d_annotation_page.ipynb #8cdcff9d
 SURE = '''{%- macro tile(name, value) %}{% if emboli or known(value) %}<div class="card"><span class="soft">{{ name }}</span><b>{{ number(value, 2) }}</b>{{ caller() }}</div>{% endif %}{% endmacro -%}
-<h2>How sure</h2><div class="tiles">{% call tile('Estimated Dice', trust.estimated_dice) %}{{ scale(trust) }}<p>Overlap with what an expert would draw: 1 is the same, 0 is none.
+<h2>How sure</h2><div class="tiles">{% call tile('Estimated Dice' ~ (', at most' if trust.bound else ''), trust.estimated_dice) %}{{ scale(trust) }}<p>Overlap with what an expert would draw: 1 is the same, 0 is none.
 {% if known(trust.estimated_dice) %}{% if trust.calibration %}Calibrated {{ trust.calibration }}.{% endif %}{% else %}Not estimated: {{ (trust.calibration or 'this run was not calibrated on held-out patients').removeprefix('none: ') }}.
 {%- if known(trust.expected_dice) %} Its own probabilities promise {{ number(trust.expected_dice, 2) }}, which nobody has checked.{% endif %}{% endif %}</p>{% endcall %}
 {% call tile('Mean probability', trust.mean_probability) %}<p>Average over what is marked. 1 is certain; what is not above {{ number(options.threshold, 2) }} is not marked.</p>{% endcall %}
 {% call tile('Entropy', trust.mean_entropy) %}<p>How undecided the network is, in bits per voxel: 0 is decided, 1 is a coin toss.</p>{% endcall %}
-{% call tile('Discriminator', trust.mean_confidence) %}<p>{% if known(trust.mean_confidence) %}A second network learned to tell an expert's mask from a network's. 1 means: as an expert would draw it.{% else %}The run has no discriminator, which would judge how much a mask looks like an expert's.{% endif %}</p>{% endcall %}
+{% call tile('Discriminator', trust.mean_confidence) %}<p>{% if known(trust.mean_confidence) %}A second network learned to tell an expert's mask from a network's. 1 means: as an expert would draw it.{% if known(trust.confidence_correlation) %} On held-out patients that went with the Dice at a rank correlation of {{ number(trust.confidence_correlation, 2) }} (1: always, 0: not at all).{% endif %}{% else %}The run has no discriminator, which would judge how much a mask looks like an expert's.{% endif %}</p>{% endcall %}
 {% if not emboli and not unsure %}<div class="card"><p>There is no number for this. Dice, probability, entropy and the discriminator's confidence are means over what is marked, and nothing is. What came nearest is shown below.</p></div>{% endif %}</div>
 '''
 
@@ -132,7 +132,7 @@ FINDINGS = '''{% if found %}<h2>{{ 'The finding' if emboli|length == 1 else 'The
 '''
 
 # %% ../nbs/50d_annotation_page.ipynb #0d05b3ff
-MADE = '''<h2>How it was made</h2><div class="card made">{% for run in runs %}<dl><dt>Run</dt><dd><b>{{ run.name }}</b>{% if run.synthetic %}, trained on synthetic scans only{% endif %}</dd>
+MADE = '''<h2>How it was made</h2><div class="card made">{% for run in runs %}<dl><dt>Run</dt><dd><b>{{ run.name }}</b>{{ {'all': ', trained on synthetic scans only', 'labels': ', all its labels synthetic'}[run.synthetic] }}</dd>
 <dt>Weights</dt><dd>{{ run.weights }}</dd><dt>Method</dt><dd>{{ run.method }}</dd><dt>Network</dt><dd>{{ run.network }}{% if run.pixel_mm %}, pixels of {{ number(run.pixel_mm, 2) }} mm{% endif %}</dd></dl>{% endfor %}
 <dl><dt>Scan</dt><dd>{{ scan.name }}{% if scan.source %}, from {{ scan.source }}{% endif %}</dd><dt>Size</dt><dd>{{ shape[0] }} slices of {{ shape[1] }} × {{ shape[2] }}</dd><dt>Voxel</dt><dd>{{ '%.2f × %.2f × %.2f'|format(*spacing) }} mm (z, y, x)</dd>
 {% if scan.notes %}<dt>Notes</dt><dd>{% for note in scan.notes %}{{ note }}{{ '; ' if not loop.last }}{% endfor %}</dd>{% endif %}{% if scan.digest %}<dt>Pixels</dt><dd><small>{{ scan.digest }}</small></dd>{% endif %}</dl>

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import nnls
+from scipy.stats import spearmanr
 
 from .checkpoint import TrainingError
 from .ct import InputError, Volume
@@ -179,7 +180,7 @@ def judge(trusts: list,            # of the runs that predicted, as of `read_tru
          ) -> dict:
     "The part `trust` of an annotation's summary: plain data, None where unknown."
     warnings = list(dict.fromkeys(line for trust in trusts if trust for line in unlike_training(trust, volume_facts)))
-    answer = dict(doubts, **dict.fromkeys(('estimated_dice', 'estimated_dice_low', 'estimated_dice_high')), calibration=_why_not(trusts, doubts, threshold), warnings=warnings, scan=volume_facts)
+    answer = dict(doubts, **dict.fromkeys(('estimated_dice', 'estimated_dice_low', 'estimated_dice_high')), bound=False, confidence_correlation=_rank_correlation(trusts), calibration=_why_not(trusts, doubts, threshold), warnings=warnings, scan=volume_facts)
     if answer['calibration'] or not any(trusts): return answer
     trust, = trusts
     dice, half, fit = estimate(trust['fit'], doubts), trust['half_width'], trust['fit']
@@ -189,8 +190,14 @@ def judge(trusts: list,            # of the runs that predicted, as of `read_tru
     if trust.get('without_clot'): text += f' (of {trust["without_clot"]} without embolism {trust["false_alarms"]} had something drawn, too)'
     if line < dice - 1e-9: text += '; the run doubts itself more than with any of them, so this is an upper bound'
     if warnings: text += '; this scan is unlike the training scans, so the Dice may be anything below'
-    low = 0. if warnings or line < dice - 1e-9 else max(0., dice - half)
-    return answer | dict(estimated_dice=dice, estimated_dice_low=low, estimated_dice_high=1. if line > dice + 1e-9 else min(1., dice + half), calibration=text)
+    bound = bool(warnings) or line < dice - 1e-9
+    return answer | dict(bound=bound, estimated_dice=dice, estimated_dice_low=0. if bound else max(0., dice - half), estimated_dice_high=1. if line > dice + 1e-9 else min(1., dice + half), calibration=text)
+
+def _rank_correlation(trusts: list) -> float | None:
+    "How the discriminator's confidence went with the Dice of held-out patients (Spearman)."
+    rows = [row for row in trusts[0].get('held_out', []) if row.get('mean_confidence') is not None and row['clot_ml'] > 0 and row['predicted_ml'] > 0] if len(trusts) == 1 and trusts[0] else []
+    found = spearmanr([row['mean_confidence'] for row in rows], [row['dice'] for row in rows]).statistic if len(rows) >= FEWEST else np.nan
+    return float(found) if np.isfinite(found) else None
 
 def _why_not(trusts: list, doubts: dict, threshold: float) -> str:
     "Why there is no estimate; '' if there is one."

@@ -47,7 +47,7 @@ def annotate(volume, mask, trust=TRUST, **summary):
     table = embolus_table(numbers, volume, probability, probability)
     facts = {'what': 'annotation', 'version': '0.1.0', 'statement': STATEMENT, 'emboli': len(table), 'volume_ml': float(table.volume_ml.sum()),
              'scan': {'name': 'study-1a2b3c4d', 'digest': 'ab' * 32, 'shape': list(volume.shape), 'spacing_mm': list(volume.spacing), 'source': 'DICOM', 'notes': list(volume.notes)},
-             'runs': [{'name': 'a-run', 'weights': '0123456789ab', 'method': 'adversarial', 'network': 'hrnet', 'pixel_mm': 1.0, 'synthetic': True}],
+             'runs': [{'name': 'a-run', 'weights': '0123456789ab', 'method': 'adversarial', 'network': 'hrnet', 'pixel_mm': 1.0, 'synthetic': 'all'}],
              'options': {'threshold': .5, 'smallest_mm3': 2., 'flips': False, 'window': 0, 'overlap': .5, 'precision': '32', 'weights': ''},
              'trust': trust, 'seconds': {'reading': 1.2, 'network': 40.1}, 'made': '2026-11-27T01:02:03+00:00'}
     return Annotation(volume, numbers, probability, probability, table, facts | summary)

@@ -220,7 +220,7 @@ def test_the_margin_is_a_tenth():
 
 def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
     one = judge([trust()], USUAL, DOUBT)
-    assert set(one) == {*DOUBTS, 'estimated_dice', 'estimated_dice_low', 'estimated_dice_high', 'calibration', 'warnings', 'scan'}
+    assert set(one) == {*DOUBTS, 'estimated_dice', 'estimated_dice_low', 'estimated_dice_high', 'bound', 'confidence_correlation', 'calibration', 'warnings', 'scan'}
     assert one['estimated_dice'] == pytest.approx(.1 + .8*.7, abs=.05) and one['calibration'].startswith('on 20 held-out synthetic patients')
     assert one['estimated_dice_low'] == pytest.approx(one['estimated_dice'] - trust()['half_width'])
     others = dict(empty=judge([trust()], USUAL, dict.fromkeys(DOUBTS)), several=judge([trust(), trust()], USUAL, DOUBT), half=judge([trust(), None], USUAL, DOUBT),
@@ -240,9 +240,17 @@ def test_beyond_what_was_held_out_there_is_a_bound_only():
     inside, below, above = (judge([trust()], USUAL, DOUBT | dict(expected_dice=value)) for value in ((low + high) / 2, low - .1, high + .01))
     assert 'upper bound' not in inside['calibration'] and 0 < inside['estimated_dice_low'] and inside['estimated_dice_high'] < 1
     assert 'upper bound' in below['calibration'] and below['estimated_dice_low'] == 0 and below['estimated_dice'] == pytest.approx(judge([trust()], USUAL, DOUBT | dict(expected_dice=low))['estimated_dice'])
-    assert above['estimated_dice_high'] == 1 and above['estimated_dice_low'] > 0
+    assert above['estimated_dice_high'] == 1 and above['estimated_dice_low'] > 0 and [one['bound'] for one in (inside, below, above)] == [False, True, False]
     assert judge([trust()], USUAL | dict(noise_hu=90.), DOUBT | dict(expected_dice=(low + high) / 2))['estimated_dice_low'] == 0
     assert 'of 4 without embolism 3 had something drawn' in judge([trust(without_clot=4, false_alarms=3)], USUAL, DOUBT)['calibration']
+
+
+def test_how_far_the_discriminator_went_with_the_dice():
+    rng = np.random.default_rng(3)
+    rows = [row | dict(mean_confidence=float(value)) for row, value in zip(patients(20, .05), rng.random(20))]
+    expected = stats.spearmanr([row['mean_confidence'] for row in rows], [row['dice'] for row in rows])[0]
+    assert judge([trust(held_out=rows)], USUAL, DOUBT)['confidence_correlation'] == pytest.approx(expected)
+    for others in ([trust(held_out=rows[:4])], [trust(held_out=rows)] * 2, [None], []): assert judge(others, USUAL, DOUBT)['confidence_correlation'] is None
 
 
 # --- voxel by voxel ---
