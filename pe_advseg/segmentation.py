@@ -141,11 +141,11 @@ def embolus_labels(found: list[int], per_embolus: bool = True) -> list[str]:
     return [f'pulmonary embolism {value}' for value in found] if per_embolus and found else ['pulmonary embolism' if found else NO_FINDING]
 
 # %% ../nbs/50_segmentation.ipynb #acd0e8c6
-def _segment(number: int, label: str, series: str, kind: str, algorithm: str, version: str, statement: str):
+def _segment(number: int, label: str, series: str, kind: str, algorithm: str, version: str, statement: str, history: str):
     "Segment `number` as highdicom describes it."
     import highdicom
     from pydicom.sr.coding import Code
-    by = highdicom.AlgorithmIdentificationSequence(f'{algorithm} ({RESEARCH.lower()})', Code('123110', 'DCM', 'Artificial Intelligence'), version) if algorithm else None
+    by = highdicom.AlgorithmIdentificationSequence(f'{algorithm} ({RESEARCH.lower()})', Code('123110', 'DCM', 'Artificial Intelligence'), version, parameters={'history': history} if history else None) if algorithm else None
     segment = highdicom.seg.SegmentDescription(number, label, Code(*ABNORMAL), Code(*(NO_THROMBUS if label == NO_FINDING else EMBOLUS)), kind, by, tracking_uid=make_uid(series, label), tracking_id=label, anatomic_regions=[Code(*ARTERY)],
         display_color=highdicom.color.CIELabColor.from_rgb(*COLOURS[(number - 1) % len(COLOURS)]))
     segment.SegmentDescription = statement
@@ -180,7 +180,7 @@ def write_segmentation(path,                      # of the DICOM SEG; written wh
     sources, header = clean_headers(volume, folder)
     who, series = identity(header, pseudonym), pydicom.uid.generate_uid(prefix=None)
     (kind, by_hand), algorithm, statement = drawn_by(algorithm, reviewer), short_text(algorithm, 24), short_text(statement)
-    described = [_segment(number, label, series, kind, algorithm, version, statement) for number, label in enumerate(embolus_labels(found, per_embolus), 1)]
+    described = [_segment(number, label, series, kind, algorithm, version, statement, short_text(history, 1024)) for number, label in enumerate(embolus_labels(found, per_embolus), 1)]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')    # they would quote the header
         seg = highdicom.seg.Segmentation(sources, segments, highdicom.seg.SegmentationTypeValues.BINARY, described, series, 900, pydicom.uid.generate_uid(prefix=None), 1,

@@ -314,7 +314,7 @@ def test_every_slice_is_referred_to_and_every_embolus_has_its_identity(tmp_path,
         for segment in seg.SegmentSequence:
             code = lambda sequence: (sequence[0].CodeValue, sequence[0].CodingSchemeDesignator)
             for sequence, listed in ((segment.SegmentedPropertyCategoryCodeSequence, codes.cid7150.MorphologicallyAbnormalStructure),
-                                     (segment.SegmentedPropertyTypeCodeSequence, codes.cid7159.Embolus), (segment.AnatomicRegionSequence, codes.cid4.PulmonaryArtery)):
+                                     (segment.SegmentedPropertyTypeCodeSequence, codes.cid7159.Embolus if drawn.any() else codes.SCT.NoThrombus), (segment.AnatomicRegionSequence, codes.cid4.PulmonaryArtery)):
                 assert code(sequence) == (listed.value, listed.scheme_designator)
     assert 'ContourSequence' not in rtstruct.ROIContourSequence[0] and not pydicom.dcmread(tmp_path/'seg.dcm').pixel_array.any()
 
