@@ -79,6 +79,7 @@ def queue(annotations: Annotated[Path, typer.Argument(help='Folder that `annotat
     if by == 'diversity' and not scans: raise ValueError('diversity has to see the scans: give their folder with --scans')
     seen = dict(scans=find_scans(scans)[0], predictor=load_predictors([find_run(run)])[0]) if scans and by == 'diversity' else {}
     if store is None: store = Path('corrections') if Path('corrections').is_dir() else ''
+    if store and not store.exists(): typer.echo(f'{store.name}: there is no store of corrections yet, so nothing is left out', err=True); store = ''
     listed = rank_queue(annotations, by, open_store(store) if store else '', count, seed, **seen)
     typer.echo(worklist_table(listed))
     if passed := listed.attrs['passed_over']: typer.echo(f'passed over, damaged: {", ".join(passed)}', err=True)

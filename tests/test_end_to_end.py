@@ -134,8 +134,9 @@ def test_the_circle_in_the_shell(home, tmp_path):
     result = pe_advseg(home, 'annotate', scans, '--out', out)
     assert result.returncode == 0 and 'Synthetic training, research only, not for diagnosis' in result.stdout, result.stderr[-2000:]
     assert (out / 'index.html').exists() and len(list(out.glob('study-*'))) == 2
+    assert pe_advseg(home, 'queue', out, '--store', scans).returncode == 1                                # a folder that is no store
     result = pe_advseg(home, 'queue', out, '--store', store)
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.returncode == 0 and 'there is no store of corrections yet' in result.stderr, result.stderr[-2000:]
     first = next(word for word in result.stdout.split() if word.startswith('study-'))
     # corrected elsewhere: the expert's mask, saved by another program under the study's name
     folders = sorted(path for path in scans.iterdir() if path.is_dir())
