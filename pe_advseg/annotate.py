@@ -93,14 +93,14 @@ def load_annotator(runs=(), inference: Inference = Inference()) -> Annotator:
 def which_scan(volume: Volume) -> dict:
     "By pixels, place and, where it has any, the identifiers of its slices (hashed): two copies of one scan are the same, two scans never are."
     slices = hashlib.sha256(' '.join(source.instance_uid for source in volume.sources).encode()).hexdigest()[:16] if volume.sources else None
-    return dict(name=study_name(volume), digest=pixel_digest(volume), shape=list(volume.shape), affine=np.round(volume.affine(), 3).tolist(), slices=slices)
+    return dict(digest=pixel_digest(volume), shape=list(volume.shape), affine=np.round(volume.affine(), 3).tolist(), slices=slices)
 
 def describe(volume: Volume, scan: Path, table: pd.DataFrame, annotator: Annotator, options: Options, trust: dict, seconds: dict) -> dict:
     "Everything but the arrays, as plain data."
     ml, suffixes = float(table.volume_ml.sum()), ''.join(scan.suffixes).lower()
     kind = 'DICOM' if scan.is_dir() else 'NIfTI' if '.nii' in suffixes else 'NRRD' if suffixes in ('.nrrd', '.nhdr') else 'MetaImage'
     result = f'{len(table)} emboli, {ml:.2f} mL' if len(table) > 1 else f'1 embolus, {ml:.2f} mL' if len(table) else NO_FINDING
-    about = which_scan(volume) | dict(source=kind, spacing_mm=list(volume.spacing), notes=[without_names(note, scan) for note in volume.notes])
+    about = dict(name=study_name(volume), **which_scan(volume), source=kind, spacing_mm=list(volume.spacing), notes=[without_names(note, scan) for note in volume.notes])
     return dict(what='annotation', version=__version__, statement=annotator.statement, result=result, emboli=len(table), volume_ml=ml, scan=about, runs=annotator.runs,
                 options=options.facts(annotator.inference), trust=trust, seconds={name: round(value, 2) for name, value in seconds.items()}, made=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
@@ -133,9 +133,9 @@ def write_annotation(folder: Path, annotation: Annotation, scan: Path, options: 
 def is_made(target: Path, volume: Volume, annotator: Annotator, options: Options, pseudonym: str | None = None) -> bool:
     "Is this annotation there already? InputError if another one is, or one that says otherwise whose it is."
     if not target.exists(): return False
-    there = read_summary(target)
+    there, scan = read_summary(target), which_scan(volume)
     same = there.get('pseudonym') == pseudonym and there.get('runs') == annotator.runs and there.get('options') == options.facts(annotator.inference) and (target / 'rtstruct.dcm').exists() >= options.rtstruct
-    if {name: (there.get('scan') or {}).get(name) for name in which_scan(volume)} != which_scan(volume): raise InputError(target.name, 'is there already, made from a scan with the same pixels that lies elsewhere or has other identifiers', 'Choose another folder for this one; nothing is overwritten')
+    if {name: (there.get('scan') or {}).get(name) for name in scan} != scan: raise InputError(target.name, 'is there already, made from a scan with the same pixels that lies elsewhere or has other identifiers', 'Choose another folder for this one; nothing is overwritten')
     if not same: raise InputError(target.name, 'is there already, made with other runs, options or pseudonym', 'Choose another folder for this one; nothing is overwritten')
     return True
 

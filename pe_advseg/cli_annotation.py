@@ -74,10 +74,9 @@ def queue(annotations: Annotated[Path, typer.Argument(help='Folder that `annotat
     from pe_advseg.corrections import open_store
     from pe_advseg.inference import load_predictors
     from pe_advseg.run_folder import find_run
-    from pe_advseg.scan_folders import find_scans
     from pe_advseg.worklist import queue as rank_queue, worklist_table
     if by == 'diversity' and not scans: raise ValueError('diversity has to see the scans: give their folder with --scans')
-    seen = dict(scans=find_scans(scans)[0], predictor=load_predictors([find_run(run)])[0]) if scans and by == 'diversity' else {}
+    seen = dict(scans=scans, predictor=load_predictors([find_run(run)])[0]) if scans and by == 'diversity' else {}
     if store is None: store = Path('corrections') if Path('corrections').is_dir() else ''
     if store and not store.exists(): typer.echo(f'{store.name}: there is no store of corrections yet, so nothing is left out', err=True); store = ''
     listed = rank_queue(annotations, by, open_store(store) if store else '', count, seed, **seen)

@@ -20,10 +20,11 @@ import torch
 from .annotation import how_read, read_summary
 from .cache import CachedStudy
 from .ct import InputError, resample_in_plane
-from .datasets import corrected_versions, find_studies
+from .datasets import corrected_versions
 from .dicom import pixel_digest
 from .inference import Predictor, body_box, network_input, predict_slices
 from .probability import STEP, entropy_bits, to_bytes
+from .scan_folders import find_scans
 from .trust import doubt, doubt_facts
 from .volume_files import read_volume
 
@@ -147,8 +148,8 @@ def corrected_scans(store) -> dict[str, Path]:              # digest -> the scan
 def embed_scans(predictor: Predictor, scans,
                 readings=({},),      # options of `read_volume`, each tried on every scan
                ) -> dict[str, np.ndarray]:      # digest -> embedding
-    "Of every scan in a folder (any layout that `datasets` knows), or of a list of scans; masks are not read, and what cannot be read is passed over."
-    paths = scans if isinstance(scans, (list, tuple)) else [study.scan for study in find_studies(scans, refused=[])]
+    "Of every scan in a folder of any shape, or of a list of scans; masks are not read, and what cannot be read is passed over."
+    paths = scans if isinstance(scans, (list, tuple)) else find_scans(scans)[0]
     seen = {}
     for path, reading in itertools.product(paths, readings):
         with contextlib.suppress(InputError):
