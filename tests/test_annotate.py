@@ -1,4 +1,5 @@
 "A scan in, a finding out: whatever the scan is, whoever dies meanwhile, and nothing about the patient. Readers of others judge the files."
+
 import dataclasses
 import json
 import os
@@ -17,16 +18,17 @@ import pytest
 import SimpleITK
 import torch
 
-from pe_advseg.annotate import Annotator, Options, annotate_all, annotate_scan, find_emboli, load_annotator
-from pe_advseg.annotation import read_annotation, write_nifti
-from pe_advseg.ct import InputError, Volume
-from pe_advseg.dicom import write_series
-from pe_advseg.hospitals import HOSPITALS
-from pe_advseg.inference import Inference
-from pe_advseg.phantom import make_study
-from pe_advseg.phantom_files import write_hospital
-from pe_advseg.run_folder import find_run
-from pe_advseg.volume_files import read_volume
+from pe_advseg.annotation.annotate import Annotator, Options, annotate_all, annotate_scan, find_emboli, load_annotator
+from pe_advseg.annotation.annotation import read_annotation, write_nifti
+from pe_advseg.core.errors import InputError
+from pe_advseg.core.volume import Volume
+from pe_advseg.evaluation.inference import Inference
+from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.phantom import make_study
+from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.scans.series import write_series
+from pe_advseg.scans.volume_files import read_volume
+from pe_advseg.training.run_folder import find_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FUMPE = ROOT.parent / 'shared' / 'data' / 'FUMPE'
@@ -34,7 +36,8 @@ COMMAND = Path(sys.executable).with_name('pe-advseg')
 
 
 @pytest.fixture(scope='module')
-def annotator(): return load_annotator()
+def annotator():
+    return load_annotator()
 
 
 @pytest.fixture(scope='module')
@@ -44,19 +47,27 @@ def patient():
     return study.volume
 
 
-def turned(volume, signs=(1, 1, 1), degrees=0.):
+def turned(volume, signs=(1, 1, 1), degrees=0.0):
     "The same array in another direction."
     angle = np.radians(degrees)
     around = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
-    return Volume(volume.hu, volume.spacing, (12.5, -40., 7.), around @ volume.direction * np.array(signs))
+    return Volume(volume.hu, volume.spacing, (12.5, -40.0, 7.0), around @ volume.direction * np.array(signs))
 
 
 def as_files(volume, place, kind):
     "The scan as one kind of file."
-    if kind == 'DICOM': write_series(volume, place / 'scan', 'Planted^Name', header=dict(PatientID='PLANTED-ID', PatientBirthDate='19500101')); return place / 'scan'
-    if kind == 'NIfTI': write_nifti(place / 'Planted.nii.gz', volume.hu, volume); return place / 'Planted.nii.gz'
+    if kind == 'DICOM':
+        write_series(
+            volume, place / 'scan', 'Planted^Name', header=dict(PatientID='PLANTED-ID', PatientBirthDate='19500101')
+        )
+        return place / 'scan'
+    if kind == 'NIfTI':
+        write_nifti(place / 'Planted.nii.gz', volume.hu, volume)
+        return place / 'Planted.nii.gz'
     image = SimpleITK.GetImageFromArray(volume.hu)
-    image.SetSpacing(volume.spacing[::-1]); image.SetOrigin(volume.origin); image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
+    image.SetSpacing(volume.spacing[::-1])
+    image.SetOrigin(volume.origin)
+    image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
     path = place / ('Planted.nrrd' if kind == 'NRRD' else 'Planted.mha')
     SimpleITK.WriteImage(image, str(path))
     return path
@@ -64,28 +75,39 @@ def as_files(volume, place, kind):
 
 # --- any readable scan ---
 
+
 @pytest.mark.parametrize('kind', ['DICOM', 'NIfTI', 'NRRD', 'MetaImage'])
 @pytest.mark.parametrize('signs, degrees', [((1, 1, 1), 0), ((-1, 1, 1), 0), ((1, -1, -1), 0), ((1, 1, 1), 10)])
-def test_every_kind_of_scan_gives_the_same_finding_in_the_same_place(tmp_path, annotator, patient, kind, signs, degrees):
+def test_every_kind_of_scan_gives_the_same_finding_in_the_same_place(
+    tmp_path, annotator, patient, kind, signs, degrees
+):
     import highdicom
-    if kind == 'DICOM' and signs[0] < 0: pytest.skip('a DICOM series has no order of its own: it is read towards the head')
+
+    if kind == 'DICOM' and signs[0] < 0:
+        pytest.skip('a DICOM series has no order of its own: it is read towards the head')
     volume = turned(patient, signs, degrees)
     target = annotate_scan(as_files(volume, tmp_path, kind), tmp_path / 'out', annotator)
     mask = nibabel.load(target / 'mask.nii.gz')
     assert mask.get_data_dtype() == np.uint16 and np.asarray(mask.dataobj).any()
     inside = np.argwhere(np.asarray(mask.dataobj) > 0)
-    by_nibabel = (inside @ mask.affine[:3, :3].T + mask.affine[:3, 3]) * [-1, -1, 1]               # RAS to LPS
+    by_nibabel = (inside @ mask.affine[:3, :3].T + mask.affine[:3, 3]) * [-1, -1, 1]  # RAS to LPS
     seg = highdicom.seg.segread(target / 'segmentation.dcm')
     found = seg.get_volume(combine_segments=True, relabel=True)
     by_highdicom = np.argwhere(found.array > 0) @ found.affine[:3, :3].T + found.affine[:3, 3]
     order = lambda points: points[np.lexsort(np.round(points, 2).T)]
-    assert np.abs(order(by_nibabel) - order(by_highdicom)).max() < .02
+    assert np.abs(order(by_nibabel) - order(by_highdicom)).max() < 0.02
     # where the clot is does not depend on how the file was turned: the brightness under it is that of the array
     index = np.rint((by_nibabel - volume.origin) @ np.linalg.inv(volume.direction * volume.spacing).T).astype(int)
-    axes = [axis for axis in (1, 2) if signs[axis] < 0]                       # the same patient, stored the usual way round
-    straight = np.flip(find_emboli('x.nii.gz', dataclasses.replace(patient, hu=np.flip(patient.hu, axes)), annotator).numbers, axes) > 0
-    same = np.zeros_like(straight); same[tuple(index.T)] = True
-    assert np.array_equal(same, straight)                                     # the network sees every scan the same way round
+    axes = [axis for axis in (1, 2) if signs[axis] < 0]  # the same patient, stored the usual way round
+    straight = (
+        np.flip(
+            find_emboli('x.nii.gz', dataclasses.replace(patient, hu=np.flip(patient.hu, axes)), annotator).numbers, axes
+        )
+        > 0
+    )
+    same = np.zeros_like(straight)
+    same[tuple(index.T)] = True
+    assert np.array_equal(same, straight)  # the network sees every scan the same way round
     assert (target / 'scan').is_dir() == (kind != 'DICOM')
 
 
@@ -94,9 +116,15 @@ def test_no_finding_is_a_result(tmp_path, annotator, patient):
     target = annotate_scan(scan, tmp_path / 'out', annotator, Options(smallest_mm3=1e9, rtstruct=True))
     summary = json.loads((target / 'summary.json').read_text())
     assert (summary['result'], summary['emboli'], summary['volume_ml']) == ('no pulmonary embolism found', 0, 0)
-    assert not np.asarray(nibabel.load(target / 'mask.nii.gz').dataobj).any() and pd.read_csv(target / 'emboli.csv')[['embolus', 'volume_ml', 'side']].values.tolist() == [[0, 0, 'no pulmonary embolism found']]
+    assert not np.asarray(nibabel.load(target / 'mask.nii.gz').dataobj).any() and pd.read_csv(target / 'emboli.csv')[
+        ['embolus', 'volume_ml', 'side']
+    ].values.tolist() == [[0, 0, 'no pulmonary embolism found']]
     seg = pydicom.dcmread(target / 'segmentation.dcm')
-    assert seg.SegmentSequence[0].SegmentLabel == 'no pulmonary embolism found' and not seg.pixel_array.any() and seg.ContentLabel == 'NO_FINDING'
+    assert (
+        seg.SegmentSequence[0].SegmentLabel == 'no pulmonary embolism found'
+        and not seg.pixel_array.any()
+        and seg.ContentLabel == 'NO_FINDING'
+    )
     assert seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == 'No thrombus'
     assert len(read_annotation(target, read_volume(scan)).emboli) == 0
     assert 'No pulmonary embolism found' in (target / 'report.html').read_text()
@@ -104,6 +132,7 @@ def test_no_finding_is_a_result(tmp_path, annotator, patient):
 
 
 # --- nothing about the patient, everything about the training ---
+
 
 @pytest.mark.parametrize('pseudonym', [None, 'P7'])
 def test_names_stay_where_dicom_demands_them(tmp_path, annotator, patient, pseudonym):
@@ -113,12 +142,20 @@ def test_names_stay_where_dicom_demands_them(tmp_path, annotator, patient, pseud
     annotate_all(scan, out, (), Options(rtstruct=True, pseudonym=pseudonym), workers=0, progress=False)
     allowed = {'segmentation.dcm', 'rtstruct.dcm'} if pseudonym is None else set()
     for path in out.rglob('*'):
-        if path.is_dir(): continue
-        content = path.read_bytes() if path.suffix != '.gz' else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
-        holds = bool(re.search(rb'(?i)planted|19500101', content))                          # no short number: new UIDs are random digits and hold any of those sooner or later
+        if path.is_dir():
+            continue
+        content = (
+            path.read_bytes()
+            if path.suffix != '.gz'
+            else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
+        )
+        holds = bool(
+            re.search(rb'(?i)planted|19500101', content)
+        )  # no short number: new UIDs are random digits and hold any of those sooner or later
         assert holds == (path.name in allowed), path.name
         assert 'lanted' not in str(path.relative_to(out))
-    if pseudonym: assert pydicom.dcmread(next(out.glob('study-*')) / 'segmentation.dcm').PatientID == 'P7'
+    if pseudonym:
+        assert pydicom.dcmread(next(out.glob('study-*')) / 'segmentation.dcm').PatientID == 'P7'
 
 
 def test_every_output_says_that_the_training_was_synthetic(tmp_path, annotator, patient):
@@ -126,9 +163,24 @@ def test_every_output_says_that_the_training_was_synthetic(tmp_path, annotator, 
     scan = as_files(patient, tmp_path, 'DICOM')
     annotate_all(scan, tmp_path / 'out', (), Options(rtstruct=True), workers=0, progress=False)
     files = [path for path in (tmp_path / 'out').rglob('*') if path.is_file()]
-    assert {'segmentation.dcm', 'rtstruct.dcm', 'mask.nii.gz', 'probability.nii.gz', 'confidence.nii.gz', 'emboli.csv', 'summary.json', 'report.html', 'index.html', 'annotations.csv'} == {path.name for path in files}
+    assert {
+        'segmentation.dcm',
+        'rtstruct.dcm',
+        'mask.nii.gz',
+        'probability.nii.gz',
+        'confidence.nii.gz',
+        'emboli.csv',
+        'summary.json',
+        'report.html',
+        'index.html',
+        'annotations.csv',
+    } == {path.name for path in files}
     for path in files:
-        content = path.read_bytes() if path.suffix != '.gz' else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
+        content = (
+            path.read_bytes()
+            if path.suffix != '.gz'
+            else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
+        )
         assert words in content, path.name
 
 
@@ -141,13 +193,13 @@ def test_a_page_asks_nobody_for_anything(tmp_path, annotator, patient):
 
 # --- whole or not at all, on and on ---
 
-_HALF = '''
+_HALF = """
 import os, sys
 from pe_advseg import annotate
 def dies(*arguments, **options): os.kill(os.getpid(), 9)
 annotate.write_page = dies
 annotate.annotate_scan(sys.argv[1], sys.argv[2])
-'''
+"""
 
 
 def test_a_killed_annotator_leaves_nothing_that_counts(tmp_path, annotator, patient):
@@ -162,16 +214,24 @@ def test_a_killed_annotator_leaves_nothing_that_counts(tmp_path, annotator, pati
 def test_a_batch_goes_on_past_bad_scans_and_dead_workers(tmp_path, monkeypatch):
     hospital = write_hospital(tmp_path / 'valley', 'valley', 4, (12, 64, 64), mask=None, workers=1, progress=False)
     folders = sorted(path for path in hospital.iterdir() if path.is_dir())
-    for file in sorted(folders[1].rglob('*.dcm'))[5:6]: file.unlink()                     # a slice is lost
-    for file in folders[2].rglob('*.dcm'): file.write_bytes(b'')
+    for file in sorted(folders[1].rglob('*.dcm'))[5:6]:
+        file.unlink()  # a slice is lost
+    for file in folders[2].rglob('*.dcm'):
+        file.write_bytes(b'')
     command = [COMMAND, 'annotate', hospital, '--out', tmp_path / 'out', '--workers', '2']
     environment = os.environ | {'COLUMNS': '200', 'TERM': 'dumb'}
     first = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert first.returncode == 1 and 'Traceback' not in first.stderr, first.stderr[-2000:]
     assert 'gap' in first.stderr and 'study-' in first.stdout and 'Synthetic training' in first.stdout
     table = pd.read_csv(tmp_path / 'out' / 'annotations.csv')
-    assert (table.result == 'not annotated').sum() >= 1 and table.study.notna().sum() == 2 and table.remedy.notna().sum() >= 1
-    assert not any(path.name in first.stdout + first.stderr + (tmp_path / 'out' / 'index.html').read_text() for path in folders)      # folders may be called like patients
+    assert (
+        (table.result == 'not annotated').sum() >= 1
+        and table.study.notna().sum() == 2
+        and table.remedy.notna().sum() >= 1
+    )
+    assert not any(
+        path.name in first.stdout + first.stderr + (tmp_path / 'out' / 'index.html').read_text() for path in folders
+    )  # folders may be called like patients
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('study-*/*')}
     again = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert again.stdout.count('(was there)') == 2
@@ -180,9 +240,12 @@ def test_a_batch_goes_on_past_bad_scans_and_dead_workers(tmp_path, monkeypatch):
 
 def test_a_scan_that_kills_its_worker_costs_itself(tmp_path, monkeypatch):
     hospital = write_hospital(tmp_path / 'valley', 'valley', 2, (12, 64, 64), mask=None, workers=1, progress=False)
-    worker = "import os, sys\nfrom pe_advseg import annotate as a\nold = a._annotate\ndef new(scan, *rest):\n    if scan.name == sys.argv[3]: os.kill(os.getpid(), 9)\n    return old(scan, *rest)\na._annotate = new\n"
+    worker = 'import os, sys\nfrom pe_advseg import annotate as a\nold = a._annotate\ndef new(scan, *rest):\n    if scan.name == sys.argv[3]: os.kill(os.getpid(), 9)\n    return old(scan, *rest)\na._annotate = new\n'
     script = tmp_path / 'script.py'
-    script.write_text(worker + "if __name__ == '__main__':\n    results = a.annotate_all(sys.argv[1], sys.argv[2], workers=2, progress=False)\n    print([bool(r.target) for r in results], [r.cause for r in results])\n")
+    script.write_text(
+        worker
+        + "if __name__ == '__main__':\n    results = a.annotate_all(sys.argv[1], sys.argv[2], workers=2, progress=False)\n    print([bool(r.target) for r in results], [r.cause for r in results])\n"
+    )
     victim = sorted(path.name for path in hospital.iterdir() if path.is_dir())[0]
     done = subprocess.run([sys.executable, script, hospital, tmp_path / 'out', victim], capture_output=True, text=True)
     assert '[False, True]' in done.stdout and 'ended the process' in done.stdout, done.stdout + done.stderr[-2000:]
@@ -192,7 +255,8 @@ def test_nothing_is_overwritten(tmp_path, annotator, patient):
     scan = as_files(patient, tmp_path, 'NIfTI')
     target = annotate_scan(scan, tmp_path / 'out', annotator)
     before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
-    with pytest.raises(InputError, match='other runs, options'): annotate_scan(scan, tmp_path / 'out', annotator, Options(threshold=.4))
+    with pytest.raises(InputError, match='other runs, options'):
+        annotate_scan(scan, tmp_path / 'out', annotator, Options(threshold=0.4))
     assert before == {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
 
 
@@ -202,25 +266,39 @@ def test_the_same_pixels_are_not_the_same_scan(tmp_path, annotator, patient, cha
     scan = as_files(patient, tmp_path, 'DICOM')
     target = annotate_scan(scan, tmp_path / 'out', annotator)
     before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
-    other = dataclasses.replace(patient, **dict(spacing=dict(spacing=(patient.spacing[0], .9, .9)), place=dict(origin=(1., 2., 3.))).get(change, {}))
-    if change == 'kind': path = as_files(other, tmp_path, 'NIfTI')
-    else: write_series(other, path := tmp_path / 'other', 'P2', seed_uid='others')
-    with pytest.raises(InputError, match='same pixels'): annotate_scan(path, tmp_path / 'out', annotator)
+    other = dataclasses.replace(
+        patient,
+        **dict(spacing=dict(spacing=(patient.spacing[0], 0.9, 0.9)), place=dict(origin=(1.0, 2.0, 3.0))).get(
+            change, {}
+        ),
+    )
+    if change == 'kind':
+        path = as_files(other, tmp_path, 'NIfTI')
+    else:
+        write_series(other, path := tmp_path / 'other', 'P2', seed_uid='others')
+    with pytest.raises(InputError, match='same pixels'):
+        annotate_scan(path, tmp_path / 'out', annotator)
     assert before == {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
     shutil.copytree(scan, tmp_path / 'a copy')
-    assert annotate_scan(tmp_path / 'a copy', tmp_path / 'out', annotator) == target          # a copy is
+    assert annotate_scan(tmp_path / 'a copy', tmp_path / 'out', annotator) == target  # a copy is
 
 
 def test_names_of_files_and_folders_stay_out_of_what_is_written(tmp_path):
     hospital = tmp_path / 'hospital'
     for name, number in (('MEIER Eva', 1), ('SCHMIDT Hans', 2)):
         volume = make_study(HOSPITALS['valley'], number, (12, 64, 64)).volume
-        write_series(volume, hospital / name / 'first', 'X', seed_uid=name, file_names=[f'{name}_{i:02d}.dcm' for i in range(12)])
-    (hospital / 'MEIER Eva/first/MEIER Eva_05.dcm').unlink()                                  # a gap
-    shutil.copy(hospital / 'SCHMIDT Hans/first/SCHMIDT Hans_03.dcm', hospital / 'SCHMIDT Hans/first/SCHMIDT_again.dcm')        # twice
-    write_nifti(hospital / 'BAUER_Karl.nii.gz', np.zeros((12, 64, 64), np.int16), volume)     # no air
+        write_series(
+            volume, hospital / name / 'first', 'X', seed_uid=name, file_names=[f'{name}_{i:02d}.dcm' for i in range(12)]
+        )
+    (hospital / 'MEIER Eva/first/MEIER Eva_05.dcm').unlink()  # a gap
+    shutil.copy(
+        hospital / 'SCHMIDT Hans/first/SCHMIDT Hans_03.dcm', hospital / 'SCHMIDT Hans/first/SCHMIDT_again.dcm'
+    )  # twice
+    write_nifti(hospital / 'BAUER_Karl.nii.gz', np.zeros((12, 64, 64), np.int16), volume)  # no air
     results = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False)
-    assert [bool(result.target) for result in results] == [False, False, True] and 'MEIER' in results[1].cause + results[1].file        # whoever asked is told
+    assert [bool(result.target) for result in results] == [False, False, True] and 'MEIER' in results[
+        1
+    ].cause + results[1].file  # whoever asked is told
     for path in (tmp_path / 'out').rglob('*'):
         content = path.read_bytes() if path.suffix != '.gz' and path.is_file() else b''
         assert not re.search(rb'(?i)meier|schmidt|bauer', content + path.name.encode()), path.name
@@ -228,30 +306,41 @@ def test_names_of_files_and_folders_stay_out_of_what_is_written(tmp_path):
     assert 'file 6 of 11' in table.cause[1] + table.file[1] and table.statement.notna().all()
     assert 'file 13 of 13' in (results[2].target / 'summary.json').read_text()
     annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False, names=True)
-    assert 'MEIER' in (tmp_path / 'out' / 'annotations.csv').read_text()                      # with names, if asked for
+    assert 'MEIER' in (tmp_path / 'out' / 'annotations.csv').read_text()  # with names, if asked for
 
 
 def test_a_folder_that_grows_keeps_its_pseudonyms(tmp_path):
     hospital = tmp_path / 'hospital'
-    add = lambda number: write_series(make_study(HOSPITALS['valley'], number, (12, 64, 64)).volume, hospital / f'p{number}', 'X', seed_uid=str(number))
-    add(1); first, = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), progress=False)
-    add(2); again = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False)
-    assert [(result.made, bool(result.target)) for result in again] == [(False, True), (True, True)] and again[0].target == first.target
-    alone, = annotate_all(hospital / 'p1', tmp_path / 'alone', (), Options(pseudonym='P'), progress=False)
+    add = lambda number: write_series(
+        make_study(HOSPITALS['valley'], number, (12, 64, 64)).volume, hospital / f'p{number}', 'X', seed_uid=str(number)
+    )
+    add(1)
+    (first,) = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), progress=False)
+    add(2)
+    again = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False)
+    assert [(result.made, bool(result.target)) for result in again] == [(False, True), (True, True)] and again[
+        0
+    ].target == first.target
+    (alone,) = annotate_all(hospital / 'p1', tmp_path / 'alone', (), Options(pseudonym='P'), progress=False)
     assert pydicom.dcmread(alone.target / 'segmentation.dcm').PatientID == 'P'
 
 
 def test_what_cannot_be_written_is_said_before_the_network_works(tmp_path, annotator, patient, monkeypatch):
-    import pe_advseg.annotate as module
+    import pe_advseg.annotation.annotate as module
+
     monkeypatch.setattr(module, 'predict_volume', lambda *_: pytest.fail('the network has worked'))
     scan = as_files(patient, tmp_path, 'DICOM')
     (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match='cannot be written to'): annotate_all(scan, tmp_path / 'file', progress=False)
-    with pytest.raises(InputError, match='pseudonym'): Options(pseudonym='A^B')
-    with pytest.raises(InputError, match='pseudonym'): annotate_all(scan.parent, tmp_path / 'out', (), Options(pseudonym='x' * 60), progress=False)
+    with pytest.raises(InputError, match='cannot be written to'):
+        annotate_all(scan, tmp_path / 'file', progress=False)
+    with pytest.raises(InputError, match='pseudonym'):
+        Options(pseudonym='A^B')
+    with pytest.raises(InputError, match='pseudonym'):
+        annotate_all(scan.parent, tmp_path / 'out', (), Options(pseudonym='x' * 60), progress=False)
 
 
 # --- inference ---
+
 
 @pytest.mark.parametrize('batch', [1, 5, 12])
 def test_the_batch_does_not_change_the_result(annotator, patient, batch):
@@ -264,33 +353,44 @@ def test_the_batch_does_not_change_the_result(annotator, patient, batch):
     assert ours.summary['options'] == theirs.summary['options']
 
 
-@pytest.mark.parametrize('change', [dict(flips=True), dict(window=96, overlap=.25), dict(precision='bf16'), dict(weights='ema')])
+@pytest.mark.parametrize(
+    'change', [dict(flips=True), dict(window=96, overlap=0.25), dict(precision='bf16'), dict(weights='ema')]
+)
 def test_ways_to_apply_a_network_agree_on_what_is_plain(annotator, patient, change):
     "Mirrored, in windows, in half precision: another number here and there, not another finding."
-    ours, theirs = find_emboli('x.nii.gz', patient, annotator), find_emboli('x.nii.gz', patient, load_annotator((), Inference(**change)))
+    ours, theirs = (
+        find_emboli('x.nii.gz', patient, annotator),
+        find_emboli('x.nii.gz', patient, load_annotator((), Inference(**change))),
+    )
     a, b = ours.numbers > 0, theirs.numbers > 0
-    assert 2 * (a & b).sum() / (a.sum() + b.sum()) > .7
-    assert theirs.summary['options'] == ours.summary['options'] | change          # it says how it was made
+    assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.7
+    assert theirs.summary['options'] == ours.summary['options'] | change  # it says how it was made
 
 
 def test_an_ensemble_is_the_mean_of_its_runs(annotator, patient):
     twice = Annotator(annotator.predictors * 2, annotator.runs * 2, annotator.trusts * 2)
     one, two = find_emboli('x.nii.gz', patient, annotator), find_emboli('x.nii.gz', patient, twice)
     assert np.abs(one.probability.astype(int) - two.probability).max() <= 1 and len(two.summary['runs']) == 2
-    assert two.summary['trust']['estimated_dice'] is None                       # an ensemble was never calibrated
+    assert two.summary['trust']['estimated_dice'] is None  # an ensemble was never calibrated
 
 
 def test_a_network_that_predicts_no_numbers_is_not_believed(patient):
     broken = load_annotator()
-    with torch.no_grad(): next(broken.predictors[0].network.parameters()).fill_(float('nan'))
-    with pytest.raises(ValueError, match='not numbers'): find_emboli('x.nii.gz', patient, broken)
+    with torch.no_grad():
+        next(broken.predictors[0].network.parameters()).fill_(float('nan'))
+    with pytest.raises(ValueError, match='not numbers'):
+        find_emboli('x.nii.gz', patient, broken)
 
 
-@pytest.mark.skipif(not FUMPE.is_dir(), reason='the real patient lies in ../shared/data/FUMPE, which this checkout does not have')
+@pytest.mark.skipif(
+    not FUMPE.is_dir(), reason='the real patient lies in ../shared/data/FUMPE, which this checkout does not have'
+)
 def test_the_real_anonymised_patient(tmp_path, annotator):
     "Dates and UIDs of '0': reading, SEG and page all the same. A few of its slices, for speed."
-    scan = tmp_path / 'scan'; scan.mkdir()
-    for file in sorted((FUMPE / 'CT_scans' / 'PAT029').glob('*.dcm'))[80:92]: shutil.copy(file, scan)
+    scan = tmp_path / 'scan'
+    scan.mkdir()
+    for file in sorted((FUMPE / 'CT_scans' / 'PAT029').glob('*.dcm'))[80:92]:
+        shutil.copy(file, scan)
     target = annotate_scan(scan, tmp_path / 'out', annotator, Options(rtstruct=True))
     volume = read_volume(scan)
     assert read_annotation(target, volume).volume.shape == (12, 512, 512)
@@ -305,11 +405,21 @@ def test_results_among_the_scans_are_no_scans_and_pseudonyms_do_not_mix(tmp_path
     assert [result.number for result in again] == [1, 2] and all(result.target and not result.made for result in again)
     names = {pydicom.dcmread(result.target / 'segmentation.dcm').PatientID for result in first}
     assert names == {f'P-{result.target.name[6:]}' for result in first} and len(names) == 2
-    plain = annotate_all(hospital, hospital / 'out', (), Options(rtstruct=True), workers=0, progress=False)        # would leave a pseudonym where a name was asked for, or the other way round
+    plain = annotate_all(
+        hospital, hospital / 'out', (), Options(rtstruct=True), workers=0, progress=False
+    )  # would leave a pseudonym where a name was asked for, or the other way round
     assert not any(result.target for result in plain) and 'pseudonym' in plain[0].cause
-    alone = annotate_all(first[0].target.parents[1] / sorted(path.name for path in hospital.iterdir() if path.is_dir() and path.name != 'out')[0], hospital / 'out', (), Options(rtstruct=True, pseudonym=f"P-{first[0].target.name[6:]}"), workers=0, progress=False)
+    alone = annotate_all(
+        first[0].target.parents[1]
+        / sorted(path.name for path in hospital.iterdir() if path.is_dir() and path.name != 'out')[0],
+        hospital / 'out',
+        (),
+        Options(rtstruct=True, pseudonym=f'P-{first[0].target.name[6:]}'),
+        workers=0,
+        progress=False,
+    )
     assert alone[0].target == first[0].target
-    assert len(pd.read_csv(hospital / 'out' / 'annotations.csv')) == 2                                              # the other one is still shown
+    assert len(pd.read_csv(hospital / 'out' / 'annotations.csv')) == 2  # the other one is still shown
 
 
 def test_a_calibration_is_for_the_weights_it_was_made_with(tmp_path, patient):
@@ -326,21 +436,35 @@ def test_a_calibration_is_for_the_weights_it_was_made_with(tmp_path, patient):
 
 def test_a_run_calibrated_since_makes_another_annotation(tmp_path, patient):
     run, scan = shutil.copytree(find_run(''), tmp_path / 'run'), as_files(patient, tmp_path, 'DICOM')
-    kept = (run / 'trust.json').read_bytes(); (run / 'trust.json').unlink()
+    kept = (run / 'trust.json').read_bytes()
+    (run / 'trust.json').unlink()
     annotate_scan(scan, tmp_path / 'out', load_annotator([run]))
     (run / 'trust.json').write_bytes(kept)
-    with pytest.raises(InputError, match='other runs'): annotate_scan(scan, tmp_path / 'out', load_annotator([run]))
+    with pytest.raises(InputError, match='other runs'):
+        annotate_scan(scan, tmp_path / 'out', load_annotator([run]))
 
 
-@pytest.mark.parametrize('scans, begun, words', [((True, True), None, 'Synthetic training'), ((False, True), None, 'Synthetic labels'), ((False, False), None, 'Research only'),
-                                                 ((True, True), (False, True), 'Synthetic labels'), ((True, True), (False, False), 'Research only'), ((False, False), (True, True), 'Research only')])
+@pytest.mark.parametrize(
+    'scans, begun, words',
+    [
+        ((True, True), None, 'Synthetic training'),
+        ((False, True), None, 'Synthetic labels'),
+        ((False, False), None, 'Research only'),
+        ((True, True), (False, True), 'Synthetic labels'),
+        ((True, True), (False, False), 'Research only'),
+        ((False, False), (True, True), 'Research only'),
+    ],
+)
 def test_what_a_run_says_it_has_learnt_from(tmp_path, scans, begun, words):
     "Scans and masks of its own and of the run it began from."
     for name, said in (('start', begun), ('run', scans)):
-        if said is None: continue
+        if said is None:
+            continue
         shutil.copytree(find_run(''), tmp_path / name)
         learned = json.loads((tmp_path / name / 'labelled.json').read_text())
-        (tmp_path / name / 'labelled.json').write_text(json.dumps(learned | dict(synthetic=said[0], synthetic_labels=said[1])))
+        (tmp_path / name / 'labelled.json').write_text(
+            json.dumps(learned | dict(synthetic=said[0], synthetic_labels=said[1]))
+        )
     config = json.loads((tmp_path / 'run/config.json').read_text())
     (tmp_path / 'run/config.json').write_text(json.dumps(config | dict(initial='start' if begun else '')))
     assert load_annotator([tmp_path / 'run']).statement.startswith(words)
@@ -350,4 +474,6 @@ def test_a_calibration_is_for_the_inference_it_was_made_with(patient):
     trusted = find_emboli('x.nii.gz', patient, load_annotator())
     mirrored = find_emboli('x.nii.gz', patient, load_annotator((), Inference(flips=True)))
     assert trusted.summary['trust']['estimated_dice'] is not None
-    assert mirrored.summary['trust']['estimated_dice'] is None and 'mirrored' in mirrored.summary['trust']['calibration']
+    assert (
+        mirrored.summary['trust']['estimated_dice'] is None and 'mirrored' in mirrored.summary['trust']['calibration']
+    )

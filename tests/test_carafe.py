@@ -1,11 +1,12 @@
 """CARAFE against a slow loop written from the formula, in values and gradients; properties and faults."""
+
 import itertools
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pe_advseg.carafe import CARAFE, _portable, carafe
+from pe_advseg.models.carafe import CARAFE, _portable, carafe
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +19,12 @@ def slow_loop(features, logits, scale, kernel_size, groups):
     n, channels, height, width = features.shape
     radius, per_group = kernel_size // 2, channels // groups
     pixels = []
-    for image, channel, Y, X in itertools.product(range(n), range(channels), range(scale * height), range(scale * width)):
+    for image, channel, Y, X in itertools.product(
+        range(n), range(channels), range(scale * height), range(scale * width)
+    ):
         y, x, sub, group = Y // scale, X // scale, (Y % scale) * scale + X % scale, channel // per_group
         first = group * kernel_size**2 * scale**2
-        kernel = torch.softmax(logits[image, first + sub:first + kernel_size**2 * scale**2:scale**2, y, x], dim=0)
+        kernel = torch.softmax(logits[image, first + sub : first + kernel_size**2 * scale**2 : scale**2, y, x], dim=0)
         total = features.new_zeros(())
         for tap, (i, j) in enumerate(itertools.product(range(-radius, radius + 1), repeat=2)):
             if 0 <= y + i < height and 0 <= x + j < width:
@@ -37,8 +40,17 @@ def inputs(n, channels, height, width, scale, kernel_size, groups, dtype=torch.f
     return features, logits
 
 
-CASES = [(2, 3, 3, 6, 2, 5, 1), (1, 4, 2, 5, 4, 5, 2), (1, 1, 2, 2, 8, 5, 1), (1, 3, 3, 9, 2, 3, 3),
-         (1, 2, 4, 5, 2, 9, 1), (1, 2, 3, 4, 3, 7, 1), (2, 2, 1, 1, 2, 5, 2), (1, 2, 3, 5, 1, 1, 1), (1, 2, 3, 5, 1, 5, 1)]
+CASES = [
+    (2, 3, 3, 6, 2, 5, 1),
+    (1, 4, 2, 5, 4, 5, 2),
+    (1, 1, 2, 2, 8, 5, 1),
+    (1, 3, 3, 9, 2, 3, 3),
+    (1, 2, 4, 5, 2, 9, 1),
+    (1, 2, 3, 4, 3, 7, 1),
+    (2, 2, 1, 1, 2, 5, 2),
+    (1, 2, 3, 5, 1, 1, 1),
+    (1, 2, 3, 5, 1, 5, 1),
+]
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -65,7 +77,7 @@ def test_gradcheck(case):
 def test_many_strips_equal_one(monkeypatch):
     features, logits = inputs(2, 3, 7, 6, 2, 5, 1)
     whole = carafe(features, logits, 2)
-    monkeypatch.setattr('pe_advseg.carafe.STRIP_BYTES', 1)
+    monkeypatch.setattr('pe_advseg.models.carafe.STRIP_BYTES', 1)
     assert torch.equal(carafe(features, logits, 2), whole)
 
 
@@ -80,7 +92,7 @@ def test_constant_image_is_one_inside_and_darkens_at_the_border():
 def test_a_one_hot_kernel_moves_the_image():
     features = torch.randn(1, 2, 6, 6)
     logits = torch.full((1, 25, 4, 6, 6), -1e4)
-    logits[:, 2 * 5 + 3] = 1e4                     # row 0, column +1
+    logits[:, 2 * 5 + 3] = 1e4  # row 0, column +1
     out = carafe(features, logits.view(1, 100, 6, 6), 2)
     shifted = F.pad(features, (0, 1))[..., 1:]
     torch.testing.assert_close(out, F.interpolate(shifted, scale_factor=2))
@@ -89,18 +101,25 @@ def test_a_one_hot_kernel_moves_the_image():
 def test_commutes_with_a_pointwise_convolution():
     features, logits = inputs(1, 6, 4, 5, 2, 5, 1)
     weight = torch.randn(3, 6, 1, 1, dtype=torch.float64)
-    torch.testing.assert_close(F.conv2d(carafe(features, logits, 2), weight), carafe(F.conv2d(features, weight), logits, 2))
+    torch.testing.assert_close(
+        F.conv2d(carafe(features, logits, 2), weight), carafe(F.conv2d(features, weight), logits, 2)
+    )
 
 
 def test_memory_layout_does_not_matter():
     features, logits = inputs(2, 4, 6, 5, 4, 5, 2, torch.float32)
-    channels_last = carafe(features.to(memory_format=torch.channels_last), logits.to(memory_format=torch.channels_last), 4, 5, 2)
+    channels_last = carafe(
+        features.to(memory_format=torch.channels_last), logits.to(memory_format=torch.channels_last), 4, 5, 2
+    )
     assert torch.equal(channels_last, carafe(features, logits, 4, 5, 2))
 
 
 def test_deterministic_forward_and_backward():
     features, logits = (tensor.requires_grad_() for tensor in inputs(2, 8, 12, 13, 2, 5, 1, torch.float32))
-    runs = [(out := carafe(features, logits, 2), *torch.autograd.grad(out.square().sum(), (features, logits))) for _ in range(2)]
+    runs = [
+        (out := carafe(features, logits, 2), *torch.autograd.grad(out.square().sum(), (features, logits)))
+        for _ in range(2)
+    ]
     assert all(torch.equal(first, second) for first, second in zip(*runs))
 
 
@@ -110,7 +129,7 @@ def test_half_precision_is_summed_in_float32(dtype):
     out = carafe(features, logits, 2)
     exact = carafe(features.float(), logits.float(), 2)
     assert out.dtype == dtype
-    assert torch.equal(out, exact.to(dtype))       # rounded once, at the end
+    assert torch.equal(out, exact.to(dtype))  # rounded once, at the end
     out.float().sum().backward()
     assert features.grad.dtype == logits.grad.dtype == dtype
 
@@ -138,8 +157,10 @@ def test_module_size_start_and_gradients():
     features = torch.randn(2, 8, 6, 7, requires_grad=True)
     out = module(features)
     assert out.shape == (2, 8, 24, 28)
-    mean = F.avg_pool2d(features, 5, stride=1, padding=2)          # counts the zero border, as CARAFE does
-    torch.testing.assert_close(out, F.interpolate(mean, scale_factor=4), rtol=0, atol=0.2)   # nearly a 5x5 mean at the start
+    mean = F.avg_pool2d(features, 5, stride=1, padding=2)  # counts the zero border, as CARAFE does
+    torch.testing.assert_close(
+        out, F.interpolate(mean, scale_factor=4), rtol=0, atol=0.2
+    )  # nearly a 5x5 mean at the start
     out.square().sum().backward()
     assert all(weight.grad.abs().sum() > 0 for weight in module.parameters())
 
@@ -149,15 +170,18 @@ def test_meta_device_gives_shapes():
         assert CARAFE(8, 2)(torch.empty(1, 8, 5, 5)).shape == (1, 8, 10, 10)
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (((1, 6, 4, 4), (1, 100, 4, 4), 4), ['(1, 400, 4, 4)', '(1, 100, 4, 4)']),
-    (((1, 6, 4, 4), (1, 100, 4, 5), 2), ['(1, 100, 4, 4)', '(1, 100, 4, 5)']),
-    (((2, 6, 4, 4), (1, 100, 4, 4), 2), ['(2, 100, 4, 4)']),
-    (((1, 6, 4, 4), (1, 64, 4, 4), 2, 4), ['odd', '4']),
-    (((1, 6, 4, 4), (1, 400, 4, 4), 2, 5, 4), ['6 channels', '4 groups']),
-    (((6, 4, 4), (1, 100, 4, 4), 2), ['4-dimensional', '(6, 4, 4)']),
-    (((1, 6, 4, 4), (1, 100, 4, 4), 0), ['scale']),
-])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (((1, 6, 4, 4), (1, 100, 4, 4), 4), ['(1, 400, 4, 4)', '(1, 100, 4, 4)']),
+        (((1, 6, 4, 4), (1, 100, 4, 5), 2), ['(1, 100, 4, 4)', '(1, 100, 4, 5)']),
+        (((2, 6, 4, 4), (1, 100, 4, 4), 2), ['(2, 100, 4, 4)']),
+        (((1, 6, 4, 4), (1, 64, 4, 4), 2, 4), ['odd', '4']),
+        (((1, 6, 4, 4), (1, 400, 4, 4), 2, 5, 4), ['6 channels', '4 groups']),
+        (((6, 4, 4), (1, 100, 4, 4), 2), ['4-dimensional', '(6, 4, 4)']),
+        (((1, 6, 4, 4), (1, 100, 4, 4), 0), ['scale']),
+    ],
+)
 def test_bad_shapes_name_both_sides(arguments, words):
     features, logits, *rest = arguments
     with pytest.raises(ValueError) as error:
@@ -168,4 +192,6 @@ def test_bad_shapes_name_both_sides(arguments, words):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_cuda_equals_cpu():
     features, logits = inputs(2, 6, 9, 7, 4, 5, 2, torch.float32)
-    torch.testing.assert_close(carafe(features.cuda(), logits.cuda(), 4, 5, 2).cpu(), carafe(features, logits, 4, 5, 2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        carafe(features.cuda(), logits.cuda(), 4, 5, 2).cpu(), carafe(features, logits, 4, 5, 2), rtol=1e-5, atol=1e-5
+    )

@@ -1,20 +1,34 @@
 """Volumes and slices against torch and nibabel, which we did not write."""
+
 import pickle
 
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from pe_advseg.ct import (InputError, Volume, body_mask, center_crop_or_pad, resample_in_plane, resize_in_plane, scale_hu,
-                          scale_hu_per_slice)
+from pe_advseg.core.errors import InputError
+from pe_advseg.core.preprocessing import (
+    body_mask,
+    center_crop_or_pad,
+    resample_in_plane,
+    resize_in_plane,
+    scale_hu,
+    scale_hu_per_slice,
+)
+from pe_advseg.core.volume import Volume
 
 
 def oblique_volume(seed=0):
     rng = np.random.default_rng(seed)
-    return Volume(rng.integers(-1000, 1000, (4, 5, 6)).astype(np.int16), tuple(rng.uniform(0.5, 3, 3)),
-                  tuple(rng.uniform(-300, 300, 3)), Rotation.random(random_state=seed).as_matrix())
+    return Volume(
+        rng.integers(-1000, 1000, (4, 5, 6)).astype(np.int16),
+        tuple(rng.uniform(0.5, 3, 3)),
+        tuple(rng.uniform(-300, 300, 3)),
+        Rotation.random(random_state=seed).as_matrix(),
+    )
 
 
 @given(st.integers(0, 1000))
@@ -32,9 +46,12 @@ def test_geometry_agrees_with_nibabel_and_inverts(seed):
 def test_linear_resize_agrees_with_torch_antialias(height, width, new_height, new_width, seed):
     torch = pytest.importorskip('torch')
     image = np.random.default_rng(seed).normal(0, 300, (2, height, width)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(torch.from_numpy(image)[None], (new_height, new_width), mode='bilinear',
-                                               antialias=True, align_corners=False)[0].numpy()
-    np.testing.assert_allclose(resize_in_plane(image, (new_height, new_width)), expected, atol=0.02)   # HU; float32 on both sides
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(image)[None], (new_height, new_width), mode='bilinear', antialias=True, align_corners=False
+    )[0].numpy()
+    np.testing.assert_allclose(
+        resize_in_plane(image, (new_height, new_width)), expected, atol=0.02
+    )  # HU; float32 on both sides
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), st.integers(0, 99))
@@ -58,7 +75,7 @@ def test_pad_and_crop_back(height, width, more_height, more_width):
     image = np.random.default_rng(0).integers(-5, 5, (2, height, width)).astype(np.int16)
     padded = center_crop_or_pad(image, (height + more_height, width + more_width), -1024)
     np.testing.assert_array_equal(center_crop_or_pad(padded, (height, width), 0), image)
-    assert (padded == -1024).sum() == padded.size - image.size   # image values are above -1024
+    assert (padded == -1024).sum() == padded.size - image.size  # image values are above -1024
 
 
 def test_types_are_kept_and_inputs_untouched():

@@ -1,9 +1,10 @@
 """Losses against numpy written from the definitions; ignored pixels; faults."""
+
 import numpy as np
 import pytest
 import torch
 
-from pe_advseg.losses import adversarial, bce_dice, bce_dice_as_released, entropy, masked_bce
+from pe_advseg.training.losses import adversarial, bce_dice, bce_dice_as_released, entropy, masked_bce
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +30,15 @@ def judge(logits, target, smooth=1e-5):
 @pytest.mark.parametrize('seed', range(4))
 def test_bce_dice_equals_numpy(seed):
     rng = np.random.default_rng(seed)
-    logits, target = rng.normal(size=(3, 9, 7)).astype(np.float32), rng.choice([0, 1, 255], size=(3, 9, 7), p=[.6, .2, .2])
+    logits, target = (
+        rng.normal(size=(3, 9, 7)).astype(np.float32),
+        rng.choice([0, 1, 255], size=(3, 9, 7), p=[0.6, 0.2, 0.2]),
+    )
     if seed == 3:
-        target[1] = 255                                        # one image entirely ignored
-    assert bce_dice(torch.tensor(logits)[:, None], torch.tensor(target)).item() == pytest.approx(judge(logits, target), rel=1e-5)
+        target[1] = 255  # one image entirely ignored
+    assert bce_dice(torch.tensor(logits)[:, None], torch.tensor(target)).item() == pytest.approx(
+        judge(logits, target), rel=1e-5
+    )
 
 
 def test_uint8_int_float_and_channel_axis_agree():
@@ -41,16 +47,32 @@ def test_uint8_int_float_and_channel_axis_agree():
     assert len(values) == 1
 
 
-@pytest.mark.parametrize('loss', [bce_dice, lambda l, t: masked_bce(l, t, t != 255), lambda l, t: adversarial(l, True, t != 255), lambda l, t: entropy(l, t != 255)])
+@pytest.mark.parametrize(
+    'loss',
+    [
+        bce_dice,
+        lambda l, t: masked_bce(l, t, t != 255),
+        lambda l, t: adversarial(l, True, t != 255),
+        lambda l, t: entropy(l, t != 255),
+    ],
+)
 def test_ignored_pixels_have_exactly_zero_gradient(loss):
     logits, target = torch.randn(2, 1, 8, 8, requires_grad=True), torch.randint(0, 2, (2, 8, 8))
-    ignored = torch.rand(2, 8, 8) < .4
+    ignored = torch.rand(2, 8, 8) < 0.4
     target[ignored] = 255
     loss(logits, target).backward()
     assert (logits.grad[:, 0][ignored] == 0).all() and (logits.grad[:, 0][~ignored] != 0).any()
 
 
-@pytest.mark.parametrize('loss', [bce_dice, lambda l, t: masked_bce(l, t, t != 255), lambda l, t: adversarial(l, False, t != 255), lambda l, t: entropy(l, t != 255)])
+@pytest.mark.parametrize(
+    'loss',
+    [
+        bce_dice,
+        lambda l, t: masked_bce(l, t, t != 255),
+        lambda l, t: adversarial(l, False, t != 255),
+        lambda l, t: entropy(l, t != 255),
+    ],
+)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_an_all_ignored_batch_is_zero_and_no_nan(loss, dtype):
     logits = (10 * torch.randn(2, 1, 8, 8)).to(dtype).requires_grad_()
@@ -77,18 +99,20 @@ def test_extreme_logits_stay_finite():
 
 def test_empty_truth_and_sure_background_cost_nothing_much():
     "The smoothing makes an empty image with an empty prediction a perfect one."
-    assert bce_dice(torch.full((1, 1, 8, 8), -40.), torch.zeros(1, 8, 8)).item() == pytest.approx(0, abs=1e-6)
+    assert bce_dice(torch.full((1, 1, 8, 8), -40.0), torch.zeros(1, 8, 8)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_perfect_and_worst():
-    target = torch.zeros(1, 8, 8); target[0, :2] = 1
-    sure = torch.where(target == 1, 30., -30.)[:, None]
+    target = torch.zeros(1, 8, 8)
+    target[0, :2] = 1
+    sure = torch.where(target == 1, 30.0, -30.0)[:, None]
     assert bce_dice(sure, target) < 1e-4 and bce_dice(-sure, target) > 10
 
 
 def test_gradcheck():
     logits = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 2, (2, 3, 3)); target[0, 0, 0] = 255
+    target = torch.randint(0, 2, (2, 3, 3))
+    target[0, 0, 0] = 255
     # inside all is float32, hence the coarse step and tolerance
     assert torch.autograd.gradcheck(lambda l: bce_dice(l, target), logits, eps=1e-2, atol=1e-2)
 
@@ -106,24 +130,33 @@ def test_as_released_takes_255_for_a_number():
 
 def test_adversarial_is_minus_log_probability():
     verdict = torch.randn(3, 1, 4, 4)
-    assert adversarial(verdict, True).item() == pytest.approx(-np.log(1 / (1 + np.exp(-verdict.numpy()))).mean(), rel=1e-5)
+    assert adversarial(verdict, True).item() == pytest.approx(
+        -np.log(1 / (1 + np.exp(-verdict.numpy()))).mean(), rel=1e-5
+    )
     assert adversarial(verdict, False).item() == pytest.approx(adversarial(-verdict, True).item(), rel=1e-6)
 
 
 def test_entropy_is_largest_in_the_middle():
     assert entropy(torch.zeros(1, 1, 2, 2)).item() == pytest.approx(np.log(2))
-    assert entropy(torch.full((1, 1, 2, 2), 8.)) < entropy(torch.full((1, 1, 2, 2), 2.)) < entropy(torch.zeros(1, 1, 2, 2))
+    assert (
+        entropy(torch.full((1, 1, 2, 2), 8.0))
+        < entropy(torch.full((1, 1, 2, 2), 2.0))
+        < entropy(torch.zeros(1, 1, 2, 2))
+    )
 
 
-@pytest.mark.parametrize('call', [
-    lambda: bce_dice(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 9)),
-    lambda: bce_dice(torch.zeros(2, 1, 8, 8), torch.zeros(1, 8, 8)),
-    lambda: bce_dice(torch.zeros(2, 1, 8, 8), torch.zeros(8, 8)),
-    lambda: bce_dice_as_released(torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, 8, 8)),
-    lambda: masked_bce(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8), torch.ones(1, 1, 8, 8)),
-    lambda: adversarial(torch.zeros(2, 1, 8, 8), True, torch.ones(2, 4, 4)),
-    lambda: entropy(torch.zeros(2, 1, 8, 8), torch.ones(2, 4, 4)),
-])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda: bce_dice(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 9)),
+        lambda: bce_dice(torch.zeros(2, 1, 8, 8), torch.zeros(1, 8, 8)),
+        lambda: bce_dice(torch.zeros(2, 1, 8, 8), torch.zeros(8, 8)),
+        lambda: bce_dice_as_released(torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, 8, 8)),
+        lambda: masked_bce(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8), torch.ones(1, 1, 8, 8)),
+        lambda: adversarial(torch.zeros(2, 1, 8, 8), True, torch.ones(2, 4, 4)),
+        lambda: entropy(torch.zeros(2, 1, 8, 8), torch.ones(2, 4, 4)),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused_not_broadcast(call):
     with pytest.raises(ValueError, match='does not fit the logits'):
         call()

@@ -1,12 +1,13 @@
 """HRNet against timm's own forward pass; sizes, switches, dead weights; rivals; counting; weights from a file."""
+
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pe_advseg.hrnet import HRNet, pad_to_multiple
-from pe_advseg.networks import NETWORKS, build_network, count
+from pe_advseg.models.hrnet import HRNet, pad_to_multiple
+from pe_advseg.models.networks import NETWORKS, build_network, count
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,9 @@ def seed():
 
 def timm_network(in_channels=1):
     "timm's own network with the segmentation HRNet's bilinear fuse layers."
-    network = timm.create_model('hrnet_w18_small', features_only=True, feature_location='', out_indices=(1, 2, 3, 4), in_chans=in_channels)
+    network = timm.create_model(
+        'hrnet_w18_small', features_only=True, feature_location='', out_indices=(1, 2, 3, 4), in_chans=in_channels
+    )
     for module in network.modules():
         if isinstance(module, nn.Upsample):
             module.mode, module.align_corners = 'bilinear', False
@@ -48,7 +51,7 @@ def test_any_size(size, options):
 
 
 def test_padding_is_the_edge_and_multiples_are_left_alone():
-    image = torch.arange(6.).view(1, 1, 2, 3)
+    image = torch.arange(6.0).view(1, 1, 2, 3)
     assert torch.equal(pad_to_multiple(image, 1), image)
     padded = pad_to_multiple(image, 4)
     assert padded.shape == (1, 1, 4, 4) and padded[0, 0, 3, 3] == 5 and padded[0, 0, 0, 3] == 2
@@ -69,7 +72,10 @@ def test_large_doubles_the_resolution_of_every_branch():
             assert big.shape[-1] == 2 * small.shape[-1] and big.shape[1] == small.shape[1]
 
 
-@pytest.mark.parametrize('options', [{}, {'stem_stride': 2}, {'stage4': True}, {'stem_stride': 2, 'keep_second_stem': True, 'upsampling': 'bilinear'}])
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'stem_stride': 2}, {'stage4': True}, {'stem_stride': 2, 'keep_second_stem': True, 'upsampling': 'bilinear'}],
+)
 def test_no_weight_is_dead(options):
     network = HRNet('w18_small', **options)
     logits, features = network(torch.randn(2, 1, 64, 64), return_features=True)
@@ -91,13 +97,16 @@ def test_imagenet_weights_from_a_file(tmp_path):
     published = timm.create_model('hrnet_w18_small')
     save_file(published.state_dict(), tmp_path / 'model.safetensors')
     network = build_network('hrnet_w18_small', in_channels=1, pretrained=tmp_path / 'model.safetensors')
-    assert torch.equal(network.trunk.stage3[0].branches[0][0].conv1.weight, published.stage3[0].branches[0][0].conv1.weight)
+    assert torch.equal(
+        network.trunk.stage3[0].branches[0][0].conv1.weight, published.stage3[0].branches[0][0].conv1.weight
+    )
     torch.testing.assert_close(network.trunk.conv1.weight, published.conv1.weight.sum(1, keepdim=True))
 
 
 def test_weights_out_of_reach_say_what_to_do(monkeypatch):
     def offline(*arguments, **options):
         raise OSError('Network is unreachable')
+
     monkeypatch.setattr(timm, 'create_model', offline)
     with pytest.raises(RuntimeError, match='hrnet_w48.*without a network|hrnet_w48.*Without a network'):
         build_network('hrnet_w48', pretrained=True)
@@ -107,13 +116,21 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / 'ran'), 'w'))
+
     torch.save({'conv1.weight': Evil()}, tmp_path / 'weights.pth')
     with pytest.raises(RuntimeError, match='could not be loaded'):
         build_network('hrnet_w18_small', pretrained=tmp_path / 'weights.pth')
     assert not (tmp_path / 'ran').exists()
 
 
-@pytest.mark.parametrize('name, options', [('unet', {'encoder': 'resnet18'}), ('deeplabv3plus', {'encoder': 'mobilenet_v2'}), ('unet', {'encoder': 'mobilenet_v2'})])
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('unet', {'encoder': 'resnet18'}),
+        ('deeplabv3plus', {'encoder': 'mobilenet_v2'}),
+        ('unet', {'encoder': 'mobilenet_v2'}),
+    ],
+)
 @pytest.mark.parametrize('size', [(96, 96), (65, 90)])
 def test_rivals(name, options, size):
     network = build_network(name, in_channels=3, **options).eval()
@@ -132,8 +149,10 @@ def test_rivals_without_padding_equal_the_library():
 
 def test_rival_weights_out_of_reach(monkeypatch):
     import segmentation_models_pytorch as smp
+
     def offline(*arguments, **options):
         raise OSError('Network is unreachable')
+
     monkeypatch.setattr(smp, 'Unet', offline)
     with pytest.raises(RuntimeError, match='pretrained=False'):
         build_network('unet', pretrained=True)
@@ -164,11 +183,14 @@ def test_count_of_the_papers_network():
 def test_count_of_one_convolution_by_hand_and_the_network_is_left_alone():
     class One(nn.Module):
         in_channels = 3
+
         def __init__(self):
             super().__init__()
             self.layer = nn.Conv2d(3, 8, 3, padding=1)
+
         def forward(self, image):
             return self.layer(image)
+
     network = One()
     assert count(network, 10) == {'parameters': 3 * 8 * 9 + 8, 'multiply_accumulates': 3 * 8 * 9 * 100}
     assert network.layer.weight.device.type == 'cpu' and network.training

@@ -1,13 +1,24 @@
 """The architecture figure: numbers come from the modules, for every network and discriminator."""
+
 import pytest
 
-from pe_advseg.discriminator import build_discriminator
-from pe_advseg.networks import build_network
-from pe_advseg.overview import draw_overview, read_shapes
+from pe_advseg.models.diagram import draw_overview, read_shapes
+from pe_advseg.models.discriminator import build_discriminator
+from pe_advseg.models.networks import build_network
 
 
-@pytest.mark.parametrize('name, options', [('hrnet_tiny', {}), ('hrnet_tiny', {'stage4': True, 'stem_stride': 2}), ('unet', {'encoder': 'resnet18'}), ('deeplabv3plus', {'encoder': 'resnet18'})])
-@pytest.mark.parametrize('kind, more', [('map', {}), ('features_as_released', {}), ('features', {'spectral_norm': True})])
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('hrnet_tiny', {}),
+        ('hrnet_tiny', {'stage4': True, 'stem_stride': 2}),
+        ('unet', {'encoder': 'resnet18'}),
+        ('deeplabv3plus', {'encoder': 'resnet18'}),
+    ],
+)
+@pytest.mark.parametrize(
+    'kind, more', [('map', {}), ('features_as_released', {}), ('features', {'spectral_norm': True})]
+)
 def test_every_pair_can_be_drawn_and_is_left_as_it_was(name, options, kind, more):
     network = build_network(name, in_channels=3, **options)
     discriminator = build_discriminator(kind, network.feature_channels, **more)

@@ -1,4 +1,5 @@
 """Layouts against SimpleITK's own readers and turns, published splits against the lists they come from, and the real patient against the published table."""
+
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +9,11 @@ import pytest
 import SimpleITK
 
 import pe_advseg
-from pe_advseg.ct import InputError
-from pe_advseg.datasets import MaskError, find_studies, read_embolus_ids, read_study
-from pe_advseg.public_datasets import PUBLIC, fumpe_table, rspect_pool
-from pe_advseg.splits import CASES, Split, five_folds, published_splits, restrict, write_published
-from pe_advseg.twins import twin_study, write_twin
+from pe_advseg.core.errors import InputError, MaskError
+from pe_advseg.data.public_datasets import PUBLIC, fumpe_table, rspect_pool
+from pe_advseg.data.splits import CASES, Split, five_folds, published_splits, restrict, write_published
+from pe_advseg.data.studies import find_studies, read_embolus_ids, read_study
+from pe_advseg.phantom.twins import twin_study, write_twin
 
 FUMPE = Path(__file__).parents[1].parent / 'shared' / 'data' / 'FUMPE'
 SHAPE = (16, 64, 64)
@@ -20,11 +21,14 @@ SHAPE = (16, 64, 64)
 
 # ---- READ
 
+
 def same_as_gdcm(study):
     "What SimpleITK reads of a READ case, paired by index, has the same HU under the label as what we read."
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(study.scan)))
-    image, label = (SimpleITK.GetArrayFromImage(picture) for picture in (reader.Execute(), SimpleITK.ReadImage(str(study.mask))))
+    image, label = (
+        SimpleITK.GetArrayFromImage(picture) for picture in (reader.Execute(), SimpleITK.ReadImage(str(study.mask)))
+    )
     volume, mask = read_study(study)
     assert mask.any() and np.array_equal(np.sort(volume.hu[mask > 0]), np.sort(image[label > 0]))
     assert 'label paired by index, its header not used' in volume.notes[0]
@@ -44,26 +48,42 @@ def test_read_flattened(tmp_path, by_maker):
     (flat / 'rs').mkdir(parents=True)
     for scan in (twin / 'CT scans (DICOM files)').glob('*/*'):
         shutil.copytree(scan, flat / 'images' / (scan.parent.name if by_maker else '') / scan.name)
-    for label in twin.glob('Ground truth*/*/*.nii.gz'): shutil.copy(label, flat / 'rs')
+    for label in twin.glob('Ground truth*/*/*.nii.gz'):
+        shutil.copy(label, flat / 'rs')
     studies = find_studies(flat)
-    assert [(study.patient, study.rule, study.mask.name) for study in studies] == [('01GE', 'index', '01GE.nii.gz'), ('02TS', 'index', '02TS.nii.gz')]
-    for study in studies: same_as_gdcm(study)
+    assert [(study.patient, study.rule, study.mask.name) for study in studies] == [
+        ('01GE', 'index', '01GE.nii.gz'),
+        ('02TS', 'index', '02TS.nii.gz'),
+    ]
+    for study in studies:
+        same_as_gdcm(study)
 
 
 # ---- volume files with masks in other orientations, turned by SimpleITK
 
+
 def picture(array, volume):
     image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(volume.spacing[::-1]); image.SetOrigin(volume.origin); image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
+    image.SetSpacing(volume.spacing[::-1])
+    image.SetOrigin(volume.origin)
+    image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
     return image
 
 
-TURNS = {'same': lambda image: image, 'flipped': lambda image: SimpleITK.Flip(image, [True, False, True]), 'RAI': lambda image: SimpleITK.DICOMOrient(image, 'RAI'),
-         'sagittal': lambda image: SimpleITK.DICOMOrient(image, 'PIR'), 'coronal': lambda image: SimpleITK.DICOMOrient(image, 'LSA'), 'axes': lambda image: SimpleITK.PermuteAxes(image, [2, 0, 1])}
+TURNS = {
+    'same': lambda image: image,
+    'flipped': lambda image: SimpleITK.Flip(image, [True, False, True]),
+    'RAI': lambda image: SimpleITK.DICOMOrient(image, 'RAI'),
+    'sagittal': lambda image: SimpleITK.DICOMOrient(image, 'PIR'),
+    'coronal': lambda image: SimpleITK.DICOMOrient(image, 'LSA'),
+    'axes': lambda image: SimpleITK.PermuteAxes(image, [2, 0, 1]),
+}
 
 
 @pytest.mark.parametrize('turn', TURNS)
-@pytest.mark.parametrize('scan_ending, mask_ending', [('nrrd', 'nrrd'), ('mha', 'mha'), ('nii.gz', 'nrrd'), ('nrrd', 'nii.gz')])
+@pytest.mark.parametrize(
+    'scan_ending, mask_ending', [('nrrd', 'nrrd'), ('mha', 'mha'), ('nii.gz', 'nrrd'), ('nrrd', 'nii.gz')]
+)
 def test_pairs(tmp_path, scan_ending, mask_ending, turn):
     truth = twin_study('FUMPE', 1, SHAPE)
     SimpleITK.WriteImage(picture(truth.volume.hu, truth.volume), str(tmp_path / f'one.{scan_ending}'))
@@ -72,7 +92,9 @@ def test_pairs(tmp_path, scan_ending, mask_ending, turn):
     one, two = find_studies(tmp_path, 'h')
     assert (one.key, two.key, two.mask) == ('h/one', 'h/two', None)
     volume, mask = read_study(one)
-    index = np.rint(volume.to_index(truth.volume.to_patient(np.argwhere(truth.mask)))).astype(int)     # by place in the patient
+    index = np.rint(volume.to_index(truth.volume.to_patient(np.argwhere(truth.mask)))).astype(
+        int
+    )  # by place in the patient
     assert mask.sum() == truth.mask.sum() > 0 and mask[tuple(index.T)].all()
 
 
@@ -82,18 +104,22 @@ def test_a_pair_on_another_grid_is_refused(tmp_path):
     moved = picture(truth.mask, truth.volume)
     moved.SetOrigin([value + 40 for value in moved.GetOrigin()])
     SimpleITK.WriteImage(moved, str(tmp_path / 'one_mask.mha'))
-    with pytest.raises(MaskError, match='does not cover the scan|voxels off'): read_study(find_studies(tmp_path)[0])
+    with pytest.raises(MaskError, match='does not cover the scan|voxels off'):
+        read_study(find_studies(tmp_path)[0])
     text = (tmp_path / 'one_mask.mha').read_bytes()
-    (tmp_path / 'local.raw').write_bytes(text[-truth.mask.size:])
-    for value in (b'local.raw', b'other.raw', b'LIST'):      # SimpleITK would follow it
+    (tmp_path / 'local.raw').write_bytes(text[-truth.mask.size :])
+    for value in (b'local.raw', b'other.raw', b'LIST'):  # SimpleITK would follow it
         assert text.count(b'ElementDataFile = LOCAL') == 1
         (tmp_path / 'one_mask.mha').write_bytes(text.replace(b'ElementDataFile = LOCAL', b'ElementDataFile = ' + value))
-        with pytest.raises(MaskError, match='keeps its data in another file'): read_study(find_studies(tmp_path)[0])
+        with pytest.raises(MaskError, match='keeps its data in another file'):
+            read_study(find_studies(tmp_path)[0])
     (tmp_path / 'three_mask.mha').write_bytes(b'')
-    with pytest.raises(MaskError, match='has no scan beside it'): find_studies(tmp_path)
+    with pytest.raises(MaskError, match='has no scan beside it'):
+        find_studies(tmp_path)
 
 
 # ---- CAD-PE
+
 
 def cad_pe(folder, edit):
     "A twin's case whose mask file holds what `edit` makes of its picture."
@@ -102,13 +128,17 @@ def cad_pe(folder, edit):
     return study
 
 
-def without_header(image): return SimpleITK.GetImageFromArray(SimpleITK.GetArrayFromImage(image))
+def without_header(image):
+    return SimpleITK.GetImageFromArray(SimpleITK.GetArrayFromImage(image))
 
 
 def test_cad_pe_masks_under_another_header_are_placed_by_index(tmp_path):
     truth = twin_study('CAD-PE', 1, SHAPE)
     study = cad_pe(tmp_path, without_header)
-    for scan in (lambda image: image, lambda image: SimpleITK.Flip(image, [False, True, True])):     # a scan stored the other way round as well
+    for scan in (
+        lambda image: image,
+        lambda image: SimpleITK.Flip(image, [False, True, True]),
+    ):  # a scan stored the other way round as well
         SimpleITK.WriteImage(scan(picture(truth.volume.hu, truth.volume)), str(study.scan))
         SimpleITK.WriteImage(without_header(scan(picture(truth.clot_ids, truth.volume))), str(study.mask))
         volume, ids = read_embolus_ids(study)
@@ -119,19 +149,30 @@ def test_cad_pe_masks_under_another_header_are_placed_by_index(tmp_path):
 
 
 def test_cad_pe_masks_of_another_size_are_refused(tmp_path):
-    with pytest.raises(MaskError, match=r'the mask is \(64, 64, 15\)'): read_study(cad_pe(tmp_path, lambda image: without_header(image)[:, :, 1:]))
+    with pytest.raises(MaskError, match=r'the mask is \(64, 64, 15\)'):
+        read_study(cad_pe(tmp_path, lambda image: without_header(image)[:, :, 1:]))
 
 
 def test_cad_pe_spellings(tmp_path):
     folder = write_twin('CAD-PE', tmp_path / 'CAD-PE', [1, 2, 109])
-    assert sorted(path.name for path in (folder / 'rs').iterdir()) == ['0001RefStd.nrrd', '002RefStd.nrrd', 'e0109RefStd.nrrd']
-    assert [(study.patient, study.mask.name) for study in find_studies(folder)] == [('001', '0001RefStd.nrrd'), ('002', '002RefStd.nrrd'), ('e0109', 'e0109RefStd.nrrd')]
+    assert sorted(path.name for path in (folder / 'rs').iterdir()) == [
+        '0001RefStd.nrrd',
+        '002RefStd.nrrd',
+        'e0109RefStd.nrrd',
+    ]
+    assert [(study.patient, study.mask.name) for study in find_studies(folder)] == [
+        ('001', '0001RefStd.nrrd'),
+        ('002', '002RefStd.nrrd'),
+        ('e0109', 'e0109RefStd.nrrd'),
+    ]
     assert any('3.0 mm apart' in note for note in read_study(find_studies(folder)[2])[0].notes)
     shutil.copy(folder / 'rs' / '0001RefStd.nrrd', folder / 'rs' / '001RefStd.nrrd')
-    with pytest.raises(MaskError, match='means the same case as'): find_studies(folder)
+    with pytest.raises(MaskError, match='means the same case as'):
+        find_studies(folder)
 
 
 # ---- nnU-Net, and patients that are refused one by one
+
 
 def test_nnunet_without_a_label(tmp_path):
     folder = write_twin('nnU-Net', tmp_path / 'Dataset001', 2)
@@ -140,29 +181,43 @@ def test_nnunet_without_a_label(tmp_path):
     np.testing.assert_array_equal(read_study(one)[1], twin_study('nnU-Net', 1, SHAPE).mask)
     assert two.patient == 'case002' and two.mask is None and read_study(two)[1] is None
     shutil.copy(folder / 'imagesTr' / 'case001_0000.nii.gz', folder / 'imagesTr' / 'case001_0001.nii.gz')
-    with pytest.raises(InputError, match='is not channel 0000'): find_studies(folder)
+    with pytest.raises(InputError, match='is not channel 0000'):
+        find_studies(folder)
 
 
 def test_one_bad_patient_does_not_hide_the_others(tmp_path):
     scans = write_twin('FUMPE', tmp_path / 'F', 3) / 'CT_scans'
-    for path in scans.iterdir(): shutil.copytree(path, tmp_path / 'hospital' / path.name)
+    for path in scans.iterdir():
+        shutil.copytree(path, tmp_path / 'hospital' / path.name)
     bad = sorted((tmp_path / 'hospital').iterdir())[1]
-    for name in ('mask.nii', 'mask.nii.gz'): (bad / name).write_bytes(b'x')
+    for name in ('mask.nii', 'mask.nii.gz'):
+        (bad / name).write_bytes(b'x')
     refused = []
     good = find_studies(tmp_path / 'hospital', refused=refused)
-    assert [study.patient for study in good] == [path.name for path in sorted((tmp_path / 'hospital').iterdir()) if path != bad]
-    assert [(type(error), error.file) for error in refused] == [(MaskError, bad.name)] and 'several masks' in str(refused[0])
-    with pytest.raises(MaskError, match='several masks'): find_studies(tmp_path / 'hospital')
+    assert [study.patient for study in good] == [
+        path.name for path in sorted((tmp_path / 'hospital').iterdir()) if path != bad
+    ]
+    assert [(type(error), error.file) for error in refused] == [(MaskError, bad.name)] and 'several masks' in str(
+        refused[0]
+    )
+    with pytest.raises(MaskError, match='several masks'):
+        find_studies(tmp_path / 'hospital')
     for path in (tmp_path / 'hospital').iterdir():
-        if path != bad: shutil.rmtree(path)
-    assert find_studies(tmp_path / 'hospital', refused=(again := [])) == [] and len(again) == 1       # all refused is not "nothing found"
+        if path != bad:
+            shutil.rmtree(path)
+    assert (
+        find_studies(tmp_path / 'hospital', refused=(again := [])) == [] and len(again) == 1
+    )  # all refused is not "nothing found"
 
 
 # ---- published splits
 
+
 def test_the_files_are_what_the_function_makes(tmp_path):
     there = Path(pe_advseg.__file__).parent / 'splits_published'
-    assert {path.name: path.read_bytes() for path in there.iterdir()} == {path.name: path.read_bytes() for path in write_published(tmp_path)}
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == {
+        path.name: path.read_bytes() for path in write_published(tmp_path)
+    }
 
 
 def test_published_lists():
@@ -171,7 +226,9 @@ def test_published_lists():
     spacing = {case: mm for mm, group in zip((1.0, 0.5, 1.5), CASES['FUMPE']) for case in group}
     assert {case: row['z_mm'] for case, row in fumpe_table().items()} == spacing
     splits = published_splits('CAD-PE')
-    assert splits['challenge'].train == tuple(f'CAD-PE/{k:03d}' for k in range(1, 21)) and splits['challenge'].test == splits['AANet'].test == tuple(f'CAD-PE/{k:03d}' for k in range(21, 41))
+    assert splits['challenge'].train == tuple(f'CAD-PE/{k:03d}' for k in range(1, 21)) and splits[
+        'challenge'
+    ].test == splits['AANet'].test == tuple(f'CAD-PE/{k:03d}' for k in range(21, 41))
     assert set(splits['AANet'].train) == {f'CAD-PE/{case}' for case in cad_pe} - set(splits['AANet'].test)
 
 
@@ -179,8 +236,16 @@ def test_published_lists():
 def test_folds_partition_and_are_even(name):
     folds = [published_splits(name)[f'fold {k}'] for k in range(5)]
     every = {f'{name}/{case}' for group in CASES[name] for case in group}
-    assert sorted(case for fold in folds for case in fold.test) == sorted(every) == sorted(case for fold in folds for case in fold.validation)
-    for group in CASES[name] if name != 'READ' else [[case for block in CASES[name] for case in block if case[2:] == maker][:20] for maker in ('GE', 'TS')]:
+    assert (
+        sorted(case for fold in folds for case in fold.test)
+        == sorted(every)
+        == sorted(case for fold in folds for case in fold.validation)
+    )
+    for group in (
+        CASES[name]
+        if name != 'READ'
+        else [[case for block in CASES[name] for case in block if case[2:] == maker][:20] for maker in ('GE', 'TS')]
+    ):
         counts = [len({f'{name}/{case}' for case in group} & set(fold.test)) for fold in folds]
         assert max(counts) - min(counts) <= 1
 
@@ -189,9 +254,13 @@ def test_folds_do_not_depend_on_who_is_there(tmp_path):
     dataset = PUBLIC['READ']
     studies = dataset.studies(write_twin('READ', tmp_path / 'READ', range(1, 8), (8, 32, 32)))
     all_of_them, some = dataset.splits(studies), dataset.splits(studies[1:])
-    side = lambda splits, kind, key: next((name for name in ('train', 'validation', 'test') if key in getattr(splits[kind], name)), None)
+    side = lambda splits, kind, key: next(
+        (name for name in ('train', 'validation', 'test') if key in getattr(splits[kind], name)), None
+    )
     for kind in set(all_of_them) & set(some):
-        assert [side(some, kind, study.key) for study in studies[1:]] == [side(all_of_them, kind, study.key) for study in studies[1:]]
+        assert [side(some, kind, study.key) for study in studies[1:]] == [
+            side(all_of_them, kind, study.key) for study in studies[1:]
+        ]
     assert restrict(Split(('a/1', 'a/2'), (), ('a/3',)), ['a/2', 'a/3']) == Split(('a/2',), (), ('a/3',))
     assert five_folds(studies, 0)[0].digest == five_folds(studies[::-1], 0)[0].digest
 
@@ -201,24 +270,36 @@ def test_a_changed_split_is_refused(tmp_path, monkeypatch):
     write_published(target)
     facts = json.loads((target / 'FUMPE.json').read_text())
     facts['fold 0']['test'][0], facts['fold 0']['train'][0] = facts['fold 0']['train'][0], facts['fold 0']['test'][0]
-    (target / 'FUMPE.json').write_text(json.dumps(facts)); (target / 'READ.json').write_text('[]'); (target / 'CAD-PE.json').unlink()
+    (target / 'FUMPE.json').write_text(json.dumps(facts))
+    (target / 'READ.json').write_text('[]')
+    (target / 'CAD-PE.json').unlink()
     monkeypatch.setattr('importlib.resources.files', lambda package: tmp_path)
-    with pytest.raises(InputError, match='changed after it was written'): published_splits('FUMPE')
+    with pytest.raises(InputError, match='changed after it was written'):
+        published_splits('FUMPE')
     for name in ('READ', 'CAD-PE'):
-        with pytest.raises(InputError, match='no readable split'): published_splits(name)
+        with pytest.raises(InputError, match='no readable split'):
+            published_splits(name)
 
 
 # ---- what verify says
 
+
 def test_verify_never_raises_for_what_it_finds(tmp_path):
     folder = write_twin('CAD-PE', tmp_path / 'CAD-PE', [1, 2, 31])
-    (folder / 'images' / 'e9999.nrrd').write_bytes(b'x'); (folder / 'rs' / '002RefStd.nrrd').unlink()
+    (folder / 'images' / 'e9999.nrrd').write_bytes(b'x')
+    (folder / 'rs' / '002RefStd.nrrd').unlink()
     table = PUBLIC['CAD-PE'].verify(folder).set_index(['case', 'fact'])
-    assert table.ok['all', 'unknown cases'] == 'no' and table.found['all', 'unknown cases'] == ['e9999'] and table.ok['e9999', 'readable'] == 'no'
+    assert (
+        table.ok['all', 'unknown cases'] == 'no'
+        and table.found['all', 'unknown cases'] == ['e9999']
+        and table.ok['e9999', 'readable'] == 'no'
+    )
     assert table.ok['002', 'labelled'] == 'no' and ('002', 'has clot') not in table.index
     assert table.ok['031', 'has clot'] == 'yes' and table.found['031', 'has clot'] is False
     shutil.copy(folder / 'rs' / '0001RefStd.nrrd', folder / 'rs' / '001RefStd.nrrd')
-    assert list(PUBLIC['CAD-PE'].verify(folder).ok) == ['no'] and list(PUBLIC['READ'].verify(tmp_path / 'nowhere').ok) == ['no']
+    assert list(PUBLIC['CAD-PE'].verify(folder).ok) == ['no'] and list(
+        PUBLIC['READ'].verify(tmp_path / 'nowhere').ok
+    ) == ['no']
 
 
 def whole(name, cases, monkeypatch, **changes):
@@ -227,23 +308,60 @@ def whole(name, cases, monkeypatch, **changes):
     for case in cases:
         expected = fumpe_table().get(case, {})
         number = int(case.strip('e')) if name == 'CAD-PE' else 0
-        thick = f'e{number:04d}' in ('e0109', 'e0161', 'e0200', 'e0202', 'e0445', 'e0450', 'e0485', 'e0592', 'e0641', 'e0692') and case[0] == 'e'
-        every.append(dict(patient=case, error='', size=(512, 512), axial=True, labelled=True, ml=1., xy_mm=.7, clot_slices=3, slices=100, emboli=0 if case in ('002', '031') else 1, z_mm=3. if thick else .5) | expected)
+        thick = (
+            f'e{number:04d}'
+            in ('e0109', 'e0161', 'e0200', 'e0202', 'e0445', 'e0450', 'e0485', 'e0592', 'e0641', 'e0692')
+            and case[0] == 'e'
+        )
+        every.append(
+            dict(
+                patient=case,
+                error='',
+                size=(512, 512),
+                axial=True,
+                labelled=True,
+                ml=1.0,
+                xy_mm=0.7,
+                clot_slices=3,
+                slices=100,
+                emboli=0 if case in ('002', '031') else 1,
+                z_mm=3.0 if thick else 0.5,
+            )
+            | expected
+        )
     if name == 'CAD-PE':
-        for case, more in (('001', 105 - 19), ('021', 130 - 19), ('e0032', 82 - 51)): next(m for m in every if m['patient'] == case)['emboli'] += more
-        for m in [m for m in every if m['z_mm'] == .5][:13]: m['z_mm'] = 1.
-        for m in every: m['slices'] = 41256 // 91
+        for case, more in (('001', 105 - 19), ('021', 130 - 19), ('e0032', 82 - 51)):
+            next(m for m in every if m['patient'] == case)['emboli'] += more
+        for m in [m for m in every if m['z_mm'] == 0.5][:13]:
+            m['z_mm'] = 1.0
+        for m in every:
+            m['slices'] = 41256 // 91
         every[0]['slices'] += 41256 % 91
-    for m in every: m.update(changes.get(m['patient'], {}))
+    for m in every:
+        m.update(changes.get(m['patient'], {}))
     found = iter(every)
     dataset = PUBLIC[name]
-    monkeypatch.setattr('pe_advseg.public_datasets.measure', lambda study: next(found))
-    monkeypatch.setattr('pe_advseg.public_datasets.find_studies', lambda *a: [type('S', (), dict(patient=case, key=f'{name}/{case}'))() for case in cases])
+    monkeypatch.setattr('pe_advseg.data.public_datasets.measure', lambda study: next(found))
+    monkeypatch.setattr(
+        'pe_advseg.data.public_datasets.find_studies',
+        lambda *a: [type('S', (), dict(patient=case, key=f'{name}/{case}'))() for case in cases],
+    )
     return dataset.verify('nowhere')
 
 
-@pytest.mark.parametrize('name, wrong', [('FUMPE', dict(PAT003=dict(ml=19.5))), ('FUMPE', dict(PAT016=dict(emboli=14))), ('FUMPE', dict(PAT024=dict(emboli=1, clot_slices=1))), ('CAD-PE', {'002': dict(emboli=1)}),
-                                         ('CAD-PE', dict(e0161=dict(z_mm=1.))), ('CAD-PE', dict(e0032=dict(z_mm=3.))), ('CAD-PE', {'040': dict(emboli=2)}), ('CAD-PE', {'003': dict(axial=False)})])
+@pytest.mark.parametrize(
+    'name, wrong',
+    [
+        ('FUMPE', dict(PAT003=dict(ml=19.5))),
+        ('FUMPE', dict(PAT016=dict(emboli=14))),
+        ('FUMPE', dict(PAT024=dict(emboli=1, clot_slices=1))),
+        ('CAD-PE', {'002': dict(emboli=1)}),
+        ('CAD-PE', dict(e0161=dict(z_mm=1.0))),
+        ('CAD-PE', dict(e0032=dict(z_mm=3.0))),
+        ('CAD-PE', {'040': dict(emboli=2)}),
+        ('CAD-PE', {'003': dict(axial=False)}),
+    ],
+)
 def test_a_whole_copy_is_yes_throughout_and_one_change_is_found(name, wrong, monkeypatch):
     cases = sorted(case for group in CASES[name] for case in group)
     table = whole(name, cases, monkeypatch)
@@ -255,21 +373,35 @@ def test_a_whole_copy_is_yes_throughout_and_one_change_is_found(name, wrong, mon
 def test_rspect(tmp_path):
     folder = write_twin('RSPECT', tmp_path / 'RSPECT', 3)
     table = PUBLIC['RSPECT'].verify(folder).set_index(['case', 'fact'])
-    assert table.ok['all', 'columns'] == 'yes' and table.ok['all', 'slices in train.csv'] == 'partial copy: 3 of 7279' and (table.xs('slices', level='fact').ok == 'yes').all()
+    assert (
+        table.ok['all', 'columns'] == 'yes'
+        and table.ok['all', 'slices in train.csv'] == 'partial copy: 3 of 7279'
+        and (table.xs('slices', level='fact').ok == 'yes').all()
+    )
     everyone = rspect_pool(folder)
     kept = rspect_pool(folder, dict(qa_motion=0, qa_contrast=0, indeterminate=0, flow_artifact=0))
     assert len(everyone) == 3 and len(kept) == 1 and {study.mask for study in everyone} == {None}
-    assert len(rspect_pool(folder, dict(negative_exam_for_pe=1))) + len(rspect_pool(folder, dict(negative_exam_for_pe=0))) == 3
+    assert (
+        len(rspect_pool(folder, dict(negative_exam_for_pe=1))) + len(rspect_pool(folder, dict(negative_exam_for_pe=0)))
+        == 3
+    )
     next(everyone[0].scan.rglob('*.dcm')).unlink()
     assert (PUBLIC['RSPECT'].verify(folder).query('fact == "slices"').ok == 'no').sum() == 1
     text = (folder / 'train.csv').read_text()
     (folder / 'train.csv').write_text('\n'.join(line for line in text.splitlines() if everyone[0].patient not in line))
-    with pytest.raises(InputError, match='says nothing about 1 of the 3 studies'): rspect_pool(folder, dict(qa_motion=0))
+    with pytest.raises(InputError, match='says nothing about 1 of the 3 studies'):
+        rspect_pool(folder, dict(qa_motion=0))
     (folder / 'train.csv').write_text(text.replace('qa_motion', 'motion'))
     assert 'lacks the column qa_motion' in PUBLIC['RSPECT'].verify(folder).query('fact == "train.csv"').found.item()
 
 
-@pytest.mark.skipif(not FUMPE.is_dir(), reason='the real patient of FUMPE lies beside the project (../shared/data/FUMPE), not here')
+@pytest.mark.skipif(
+    not FUMPE.is_dir(), reason='the real patient of FUMPE lies beside the project (../shared/data/FUMPE), not here'
+)
 def test_the_real_patient_is_as_published():
     table = PUBLIC['FUMPE'].verify(FUMPE).set_index(['case', 'fact'])
-    assert table.ok['all', 'patients'] == 'partial copy: 1 of 35' and len(table.loc['PAT029']) == 7 and set(table.loc['PAT029'].ok) == {'yes'}
+    assert (
+        table.ok['all', 'patients'] == 'partial copy: 1 of 35'
+        and len(table.loc['PAT029']) == 7
+        and set(table.loc['PAT029'].ok) == {'yes'}
+    )

@@ -1,4 +1,5 @@
 """Is the house in order? Notebooks, modules, README and what lies in the repository, without running any notebook."""
+
 import ast
 import configparser
 import importlib.util
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(path for path in (ROOT/'nbs').rglob('*.ipynb') if '/.' not in path.as_posix())
+NOTEBOOKS = sorted(path for path in (ROOT / 'nbs').rglob('*.ipynb') if '/.' not in path.as_posix())
 EXPERIMENTS = [path for path in NOTEBOOKS if path.parent.name == 'experiments']
-LIBRARY = [path for path in NOTEBOOKS if path.parent == ROOT/'nbs' and path.name != 'index.ipynb']
-MODULES = [path for path in sorted((ROOT/'pe_advseg').glob('*.py')) if path.name not in ('__init__.py', '_modidx.py')]
+LIBRARY = [path for path in NOTEBOOKS if path.parent == ROOT / 'nbs' and path.name != 'index.ipynb']
+MODULES = [path for path in sorted((ROOT / 'pe_advseg').glob('*.py')) if path.name not in ('__init__.py', '_modidx.py')]
 EXPORT = re.compile(r'(?m)^#\|\s*(export|exporti|exports)\b')
 
 
@@ -23,7 +24,8 @@ def cells(path, kind='code'):
     return [{**cell, 'source': ''.join(cell['source'])} for cell in found if cell['cell_type'] == kind]
 
 
-def exported(path): return [cell['source'] for cell in cells(path) if EXPORT.search(cell['source'])]
+def exported(path):
+    return [cell['source'] for cell in cells(path) if EXPORT.search(cell['source'])]
 
 
 def code_of(source):
@@ -33,35 +35,42 @@ def code_of(source):
 
 def module_of(path):
     "The module that a notebook names, or None."
-    names = [match[1] for cell in cells(path) if (match := re.search(r'(?m)^#\|\s*default_exp\s+(\S+)', cell['source']))]
+    names = [
+        match[1] for cell in cells(path) if (match := re.search(r'(?m)^#\|\s*default_exp\s+(\S+)', cell['source']))
+    ]
     return names[0] if names else None
 
 
 def repository_files():
     "Tracked files and untracked ones that git does not ignore."
     command = ['git', '-c', 'safe.directory=*', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
-    try: listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split('\0')
-    except (OSError, subprocess.CalledProcessError): pytest.skip('not a git checkout: nothing says which files belong to the repository')
-    return sorted({ROOT/name for name in listed if name and (ROOT/name).is_file()})
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split('\0')
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip('not a git checkout: nothing says which files belong to the repository')
+    return sorted({ROOT / name for name in listed if name and (ROOT / name).is_file()})
 
 
 def text_files():
     for path in repository_files():
         content = path.read_bytes()
-        if b'\0' not in content: yield path, content.decode('utf-8')
+        if b'\0' not in content:
+            yield path, content.decode('utf-8')
 
 
-def name(path): return path.relative_to(ROOT).as_posix()
+def name(path):
+    return path.relative_to(ROOT).as_posix()
 
 
 # --- notebooks and modules ---
+
 
 @pytest.mark.parametrize('path', MODULES, ids=name)
 def test_every_module_has_its_notebook(path):
     "nbdev never deletes: after a rename the old module would stay behind and still be imported."
     stated = re.search(r'File to edit: (\S+?)\.?$', path.read_text(encoding='utf-8'), re.M)
     assert stated, f'{name(path)} was not made by nbdev'
-    notebook = (path.parent/stated[1]).resolve()
+    notebook = (path.parent / stated[1]).resolve()
     assert notebook.exists(), f'{name(path)} names {stated[1]}, which is gone: delete the module'
     assert module_of(notebook) == path.stem
 
@@ -71,7 +80,7 @@ def test_every_notebook_has_its_module(path):
     module = module_of(path)
     assert module, f'{name(path)} has no default_exp'
     assert re.fullmatch(rf'\d\d[a-z]?_{module}', path.stem), f'{path.stem} should be called after its module {module}'
-    assert (ROOT/'pe_advseg'/f'{module}.py').exists()
+    assert (ROOT / 'pe_advseg' / f'{module}.py').exists()
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=name)
@@ -86,7 +95,9 @@ def test_imports_stand_alone_and_name_what_they_take(path):
     for source in exported(path):
         statements = code_of(source).body
         imports = [node for node in statements if isinstance(node, (ast.Import, ast.ImportFrom))]
-        assert not imports or len(imports) == len(statements), f'imports mixed with code in {name(path)}:\n{source[:200]}'
+        assert not imports or len(imports) == len(statements), (
+            f'imports mixed with code in {name(path)}:\n{source[:200]}'
+        )
         assert not any(alias.name == '*' for node in imports for alias in node.names), f'star import in {name(path)}'
         assert not re.search(r'(?m)^\s*[%!]', source), f'a magic in an exported cell of {name(path)}'
         assert 'fastcore' not in source, f'{name(path)}: fastcore is for lessons, not for the package'
@@ -104,12 +115,13 @@ def test_a_notebook_teaches(path):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_notebooks_are_clean_and_small(path):
     assert all(cell.get('execution_count') is None for cell in cells(path)), f'{name(path)}: run `make prepare`'
-    assert path.stat().st_size < 400_000, f'{name(path)} has {path.stat().st_size//1000} kB: smaller pictures, please'
+    assert path.stat().st_size < 400_000, f'{name(path)} has {path.stat().st_size // 1000} kB: smaller pictures, please'
     errors = [output for cell in cells(path) for output in cell['outputs'] if output['output_type'] == 'error']
     assert not errors, f'{name(path)} was saved with a traceback'
 
 
 # --- experiments ---
+
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=name)
 def test_experiments_have_parameters_that_papermill_finds(path):
@@ -117,7 +129,7 @@ def test_experiments_have_parameters_that_papermill_finds(path):
     assert len(tagged) == 1, f'{name(path)} needs exactly one cell tagged `parameters`'
     for node in code_of(tagged[0]['source']).body:
         assert isinstance(node, (ast.Assign, ast.AnnAssign)), 'only assignments in the parameters cell'
-        ast.literal_eval(node.value)    # plain values only: derived ones would keep the default's value
+        ast.literal_eval(node.value)  # plain values only: derived ones would keep the default's value
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=name)
@@ -133,64 +145,92 @@ def test_experiments_only_use_the_library(path):
 
 # --- settings and README ---
 
+
 def test_settings():
     settings = configparser.ConfigParser(interpolation=None)
-    settings.read(ROOT/'settings.ini')
+    settings.read(ROOT / 'settings.ini')
     ours = settings['DEFAULT']
     assert ours['allowed_cell_metadata_keys'].split() == ['tags'], 'nbdev_clean would delete the parameters tag'
     assert ours['clear_all'] == 'False' and ours['jupyter_hooks'] == 'True'
-    assert f'__version__ = "{ours["version"]}"' in (ROOT/'pe_advseg'/'__init__.py').read_text()
+    assert f'__version__ = "{ours["version"]}"' in (ROOT / 'pe_advseg' / '__init__.py').read_text()
 
 
 def test_the_package_opens_without_side_effects():
     "`import pe_advseg` loads nothing: what is heavy is imported where it is needed."
-    lines = [line for line in (ROOT/'pe_advseg'/'__init__.py').read_text().splitlines() if line.strip()]
+    lines = [line for line in (ROOT / 'pe_advseg' / '__init__.py').read_text().splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith('__version__')
 
 
 def load_readme_tool():
-    found = importlib.util.spec_from_file_location('readme_tool', ROOT/'tools'/'readme.py')
+    found = importlib.util.spec_from_file_location('readme_tool', ROOT / 'tools' / 'readme.py')
     tool = importlib.util.module_from_spec(found)
     found.loader.exec_module(tool)
     return tool
 
 
 def test_readme_is_made_from_the_index():
-    assert (ROOT/'README.md').read_text(encoding='utf-8') == load_readme_tool().readme(), 'run `make readme`'
+    assert (ROOT / 'README.md').read_text(encoding='utf-8') == load_readme_tool().readme(), 'run `make readme`'
 
 
 def test_links_of_the_readme_lead_somewhere():
-    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
     targets = [target for target in re.findall(r'\]\(([^)\s]+)\)', text) if not re.match(r'[a-z]+:|#', target)]
-    assert targets and not [target for target in targets if not (ROOT/target.split('#')[0]).exists()]
+    assert targets and not [target for target in targets if not (ROOT / target.split('#')[0]).exists()]
 
 
 def test_readme_links_are_rewritten():
     tool = load_readme_tool()
-    assert tool.from_the_top('![a](../figures/x.png) [b](00_paths.ipynb) [c](https://d.e/f) [g](#h)') \
+    assert (
+        tool.from_the_top('![a](../figures/x.png) [b](00_paths.ipynb) [c](https://d.e/f) [g](#h)')
         == '![a](figures/x.png) [b](nbs/00_paths.ipynb) [c](https://d.e/f) [g](#h)'
+    )
     hidden = {'cell_type': 'code', 'source': '#| hide\n1 + 1', 'outputs': []}
     shown = {'cell_type': 'code', 'source': ['1 + ', '1'], 'outputs': [{'data': {'text/plain': ['2']}}]}
     assert tool.block(hidden) == '' and tool.block(shown) == '```python\n1 + 1\n```\n```\n2\n```'
 
 
 def test_the_map_names_every_notebook():
-    index = '\n'.join(cell['source'] for cell in cells(ROOT/'nbs'/'index.ipynb', 'markdown'))
-    missing = [name(path) for path in LIBRARY + EXPERIMENTS if f'({path.relative_to(ROOT/"nbs").as_posix()})' not in index]
+    index = '\n'.join(cell['source'] for cell in cells(ROOT / 'nbs' / 'index.ipynb', 'markdown'))
+    missing = [
+        name(path) for path in LIBRARY + EXPERIMENTS if f'({path.relative_to(ROOT / "nbs").as_posix()})' not in index
+    ]
     assert not missing, f'nbs/index.ipynb does not lead to {missing}'
 
 
 def test_make_help_names_every_target():
-    targets = re.search(r'(?m)^\.PHONY:(.*)$', (ROOT/'Makefile').read_text())[1].split()
-    try: shown = subprocess.run(['make', '--no-print-directory', 'help'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError: pytest.skip('make is not installed')
+    targets = re.search(r'(?m)^\.PHONY:(.*)$', (ROOT / 'Makefile').read_text())[1].split()
+    try:
+        shown = subprocess.run(
+            ['make', '--no-print-directory', 'help'], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+    except FileNotFoundError:
+        pytest.skip('make is not installed')
     assert [target for target in targets if f'make {target} ' not in shown] == []
 
 
 # --- what must never be in the repository ---
 
-WEIGHTS_AND_SCANS = ('.dcm', '.mat', '.nii', '.nii.gz', '.nrrd', '.mha', '.pth', '.pt', '.ckpt', '.safetensors', '.npy', '.npz',
-                     '.h5', '.onnx', '.pkl', '.pickle', '.zip', '.tar', '.gz')
+WEIGHTS_AND_SCANS = (
+    '.dcm',
+    '.mat',
+    '.nii',
+    '.nii.gz',
+    '.nrrd',
+    '.mha',
+    '.pth',
+    '.pt',
+    '.ckpt',
+    '.safetensors',
+    '.npy',
+    '.npz',
+    '.h5',
+    '.onnx',
+    '.pkl',
+    '.pickle',
+    '.zip',
+    '.tar',
+    '.gz',
+)
 MACHINE_PATH = re.compile(r'(?<![\w./:+\-~])/(home|root|tmp|work|Users|mnt|scratch|private|opt)/[\w.]')
 REGISTRY = re.compile(r'(?i)pypi\.(org|python)|pythonhosted|conda\.anaconda|registry\.npmjs|proxy\.golang|index[-_]url')
 
@@ -198,24 +238,30 @@ REGISTRY = re.compile(r'(?i)pypi\.(org|python)|pythonhosted|conda\.anaconda|regi
 def test_no_scans_masks_or_weights():
     for path in repository_files():
         # two exceptions: small synthetic picture arrays from which the figures are drawn; real ones carry a tag and stay in runs/
-        if re.fullmatch(r'figures/results/\d\d_pictures_demo\.npz', name(path)): continue
+        if re.fullmatch(r'figures/results/\d\d_pictures_demo\.npz', name(path)):
+            continue
         # ... and the weights of the model that comes with the package, from synthetic scans only
-        if re.fullmatch(r'pe_advseg/models/synthetic/checkpoint-\d+\.safetensors', name(path)): assert path.stat().st_size < 5_000_000; continue
+        if re.fullmatch(r'pe_advseg/pretrained/synthetic/checkpoint-\d+\.safetensors', name(path)):
+            assert path.stat().st_size < 5_000_000
+            continue
         assert not path.name.lower().endswith(WEIGHTS_AND_SCANS), f'{name(path)}: data and weights stay out of git'
         content = path.read_bytes()
         assert content[128:132] != b'DICM', f'{name(path)} is a DICOM file'
-        assert len(content) < 2_000_000, f'{name(path)} has {len(content)//1000} kB'
+        assert len(content) < 2_000_000, f'{name(path)} has {len(content) // 1000} kB'
 
 
 def test_nothing_of_this_machine():
     "No absolute path of somebody's machine and no package registry, neither in code nor in the outputs of notebooks."
     for path, text in text_files():
-        if path == Path(__file__).resolve(): continue    # names what it looks for
+        if path == Path(__file__).resolve():
+            continue  # names what it looks for
         for pattern in (MACHINE_PATH, REGISTRY):
             found = pattern.search(text)
-            assert not found, f'{name(path)}: ...{text[max(0, found.start() - 60):found.end() + 60]!r}...'
+            assert not found, f'{name(path)}: ...{text[max(0, found.start() - 60) : found.end() + 60]!r}...'
 
 
 def test_the_search_for_paths_finds_them():
-    for guilty in ('"/home/ann/scan"', "Path('/tmp/x')", 'File /work/main/nbs', '=/root/.cache'): assert MACHINE_PATH.search(guilty), guilty
-    for innocent in ('https://host/home/page', '../tmp/x', 'data/work/x', '~/tmp/x', '/homework/x'): assert not MACHINE_PATH.search(innocent), innocent
+    for guilty in ('"/home/ann/scan"', "Path('/tmp/x')", 'File /work/main/nbs', '=/root/.cache'):
+        assert MACHINE_PATH.search(guilty), guilty
+    for innocent in ('https://host/home/page', '../tmp/x', 'data/work/x', '~/tmp/x', '/homework/x'):
+        assert not MACHINE_PATH.search(innocent), innocent

@@ -1,4 +1,5 @@
 """How far to trust a finding: contrast on scans whose bolus is known, the promise against drawn truths, the calibration against reference formulas."""
+
 import dataclasses
 import json
 import os
@@ -11,199 +12,276 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pe_advseg.checkpoint import TrainingError
-from pe_advseg.ct import InputError, Volume
-from pe_advseg.hospitals import HOSPITALS
-from pe_advseg.phantom import make_study
-from pe_advseg.probability import STEP, entropy_bits, to_bytes
-from pe_advseg.run_folder import slim_run
-from pe_advseg.runs import train_all
-from pe_advseg.setting import prepare_setting
-from pe_advseg.survey import contrast_level
-from pe_advseg.trust import (DOUBTS, FACTS, LEVEL, calibrate, calibration_error, doubt_facts, estimate, fit_dice, judge, read_trust,
-                             reliability_table, scan_facts, trust_figure, unlike_training)
+from pe_advseg.core.errors import InputError, TrainingError
+from pe_advseg.core.probability import STEP, to_bytes
+from pe_advseg.core.volume import Volume
+from pe_advseg.data.scan_statistics import contrast_level
+from pe_advseg.evaluation.calibration import (
+    DOUBTS,
+    FACTS,
+    LEVEL,
+    calibrate,
+    calibration_error,
+    doubt_facts,
+    estimate,
+    fit_dice,
+    judge,
+    read_trust,
+    reliability_table,
+    scan_facts,
+    trust_figure,
+    unlike_training,
+)
+from pe_advseg.lab.runs import train_all
+from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.phantom import make_study
+from pe_advseg.training.protocol import prepare_setting
+from pe_advseg.training.run_folder import slim_run
 
 ROOT = Path(__file__).resolve().parent.parent
-FUMPE = Path(os.environ.get('PE_ADVSEG_FUMPE', ROOT.parent/'shared'/'data'/'FUMPE'))
+FUMPE = Path(os.environ.get('PE_ADVSEG_FUMPE', ROOT.parent / 'shared' / 'data' / 'FUMPE'))
 
 
 # --- the scan ---
+
 
 @pytest.mark.parametrize('name', HOSPITALS)
 @pytest.mark.parametrize('patient', [1, 3])
 def test_contrast_is_the_bolus_that_was_given(name, patient):
     study = make_study(HOSPITALS[name], patient, (40, 112, 112))
     bolus = study.patient.contrast
-    assert contrast_level(study.volume) == pytest.approx(max(bolus['artery'], bolus['aorta'], bolus['vein']), rel=.1)
+    assert contrast_level(study.volume) == pytest.approx(max(bolus['artery'], bolus['aorta'], bolus['vein']), rel=0.1)
 
 
 def same_bolus(hu, noise=20):
-    hospital = dataclasses.replace(HOSPITALS['harbour'], noise_hu=(noise, 0), **dict.fromkeys(('artery_hu', 'vein_hu', 'aorta_hu', 'cava_hu'), (hu, 0)))
+    hospital = dataclasses.replace(
+        HOSPITALS['harbour'],
+        noise_hu=(noise, 0),
+        **dict.fromkeys(('artery_hu', 'vein_hu', 'aorta_hu', 'cava_hu'), (hu, 0)),
+    )
     return scan_facts(make_study(hospital, 2, (36, 112, 112)).volume)
 
 
 def test_contrast_follows_the_bolus_and_noise_the_dose():
     measured = [same_bolus(hu)['contrast_hu'] for hu in (45, 160, 220, 300, 450)]
     assert measured == sorted(measured) and measured[0] < 120
-    np.testing.assert_allclose(measured[1:], (160, 220, 300, 450), rtol=.05)
+    np.testing.assert_allclose(measured[1:], (160, 220, 300, 450), rtol=0.05)
     quiet, loud = (same_bolus(300, noise) for noise in (10, 40))
-    assert loud['noise_hu'] > 1.5*quiet['noise_hu'] and loud['contrast_hu'] == pytest.approx(quiet['contrast_hu'], rel=.03)
+    assert loud['noise_hu'] > 1.5 * quiet['noise_hu'] and loud['contrast_hu'] == pytest.approx(
+        quiet['contrast_hu'], rel=0.03
+    )
 
 
 def test_contrast_of_a_scan_stored_another_way_round():
     scan = make_study(HOSPITALS['delta'], 1, (40, 96, 96)).volume
     expected = contrast_level(scan)
     for flips in ([1, 1, -1], [1, -1, 1], [-1, -1, -1]):
-        turned = dataclasses.replace(scan, hu=scan.hu[tuple(slice(None, None, flip) for flip in flips)], direction=scan.direction*flips)
-        assert contrast_level(turned) == pytest.approx(expected, abs=.01)
-    coronal = dataclasses.replace(scan, hu=np.ascontiguousarray(scan.hu.transpose(1, 0, 2)), direction=scan.direction[:, [1, 0, 2]],
-                                  spacing=tuple(scan.spacing[axis] for axis in (1, 0, 2)))
-    assert contrast_level(coronal) == pytest.approx(expected, abs=.01)
+        turned = dataclasses.replace(
+            scan, hu=scan.hu[tuple(slice(None, None, flip) for flip in flips)], direction=scan.direction * flips
+        )
+        assert contrast_level(turned) == pytest.approx(expected, abs=0.01)
+    coronal = dataclasses.replace(
+        scan,
+        hu=np.ascontiguousarray(scan.hu.transpose(1, 0, 2)),
+        direction=scan.direction[:, [1, 0, 2]],
+        spacing=tuple(scan.spacing[axis] for axis in (1, 0, 2)),
+    )
+    assert contrast_level(coronal) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1), (1, 64, 64), (3, 2, 500), (20, 40, 40)])
 @pytest.mark.parametrize('value', [-1024, 40, 3071])
 def test_what_cannot_be_measured_is_none(shape, value):
-    facts = scan_facts(Volume(np.full(shape, value, np.int16), (1., .7, .7), (0, 0, 0), np.eye(3)[:, ::-1]))
-    assert facts['contrast_hu'] is None and (facts['slice_mm'], facts['pixel_mm']) == (1., .7)
+    facts = scan_facts(Volume(np.full(shape, value, np.int16), (1.0, 0.7, 0.7), (0, 0, 0), np.eye(3)[:, ::-1]))
+    assert facts['contrast_hu'] is None and (facts['slice_mm'], facts['pixel_mm']) == (1.0, 0.7)
     json.dumps(facts, allow_nan=False)
 
 
 def test_a_large_scan_costs_little_memory():
     resource = pytest.importorskip('resource')
-    code = '''
+    code = """
 import resource, numpy as np
-from pe_advseg.ct import Volume
-from pe_advseg.trust import doubt_facts, scan_facts
+from pe_advseg.core.volume import Volume
+from pe_advseg.evaluation.calibration import doubt_facts, scan_facts
 volume = Volume(np.full((300, 512, 512), 40, np.int16), (1., .7, .7), (0, 0, 0), np.eye(3)[:, ::-1])
 probability, mask = np.full(volume.shape, 3, np.uint8), np.ones(volume.shape, bool); mask[1:] = False
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 scan_facts(volume); doubt_facts(mask, probability, probability)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024**(2 if __import__("sys").platform == "darwin" else 1))
-'''
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 300
 
 
 def test_a_real_scan_has_plausible_facts():
-    if not (FUMPE/'CT_scans').is_dir(): pytest.skip('the real patient is not on this machine')
-    from pe_advseg.datasets import find_studies, read_study
+    if not (FUMPE / 'CT_scans').is_dir():
+        pytest.skip('the real patient is not on this machine')
+    from pe_advseg.data.studies import find_studies, read_study
+
     facts = scan_facts(read_study(find_studies(FUMPE)[0])[0])
-    assert 150 < facts['contrast_hu'] < 900 and 3 < facts['noise_hu'] < 60      # what CT pulmonary angiography has, not what this patient has
+    assert (
+        150 < facts['contrast_hu'] < 900 and 3 < facts['noise_hu'] < 60
+    )  # what CT pulmonary angiography has, not what this patient has
     assert facts['slice_mm'] == 1.0
 
 
 # --- what the network says of itself ---
 
+
 def test_doubts_against_numpy():
     rng = np.random.default_rng(3)
     probability, confidence = rng.integers(0, 251, (2, 20, 30, 30), dtype=np.uint8)
-    mask = rng.random(probability.shape) < .1
-    p = probability*STEP
+    mask = rng.random(probability.shape) < 0.1
+    p = probability * STEP
     facts = doubt_facts(mask, probability, confidence)
     assert facts['mean_probability'] == pytest.approx(p[mask].mean())
-    assert facts['mean_confidence'] == pytest.approx((confidence*STEP)[mask].mean())
-    assert facts['mean_entropy'] == pytest.approx(np.mean([stats.entropy([v, 1 - v], base=2) for v in p[mask]]), abs=1e-4)
-    assert facts['expected_dice'] == pytest.approx(2*p[mask].sum()/(mask.sum() + p.sum()))
-    assert doubt_facts(mask.astype(np.uint16)*7, probability)['expected_dice'] == facts['expected_dice']       # numbered emboli do, too
-    with pytest.raises(ValueError, match='same shape'): doubt_facts(mask, probability[1:])
+    assert facts['mean_confidence'] == pytest.approx((confidence * STEP)[mask].mean())
+    assert facts['mean_entropy'] == pytest.approx(
+        np.mean([stats.entropy([v, 1 - v], base=2) for v in p[mask]]), abs=1e-4
+    )
+    assert facts['expected_dice'] == pytest.approx(2 * p[mask].sum() / (mask.sum() + p.sum()))
+    assert (
+        doubt_facts(mask.astype(np.uint16) * 7, probability)['expected_dice'] == facts['expected_dice']
+    )  # numbered emboli do, too
+    with pytest.raises(ValueError, match='same shape'):
+        doubt_facts(mask, probability[1:])
 
 
 @pytest.mark.parametrize('shape', [(6, 20, 20), (12, 40, 40)])
 def test_the_expected_dice_is_the_mean_over_truths_drawn_from_the_probabilities(shape):
     rng = np.random.default_rng(0)
-    probability = to_bytes(rng.beta(.3, 2, shape))
-    mask = probability*STEP > .5
+    probability = to_bytes(rng.beta(0.3, 2, shape))
+    mask = probability * STEP > 0.5
     dice = []
     for _ in range(400):
-        truth = rng.random(shape) < probability*STEP
-        dice.append(2*np.count_nonzero(truth & mask)/(truth.sum() + mask.sum()))
-    assert doubt_facts(mask, probability)['expected_dice'] == pytest.approx(np.mean(dice), abs=4*np.std(dice)/20)
+        truth = rng.random(shape) < probability * STEP
+        dice.append(2 * np.count_nonzero(truth & mask) / (truth.sum() + mask.sum()))
+    assert doubt_facts(mask, probability)['expected_dice'] == pytest.approx(np.mean(dice), abs=4 * np.std(dice) / 20)
 
 
 def test_nothing_found_and_everything_certain():
     nothing = np.zeros((4, 5, 5), np.uint8)
     assert doubt_facts(nothing > 0, nothing) == dict.fromkeys(DOUBTS)
     certain = np.where(np.arange(100).reshape(4, 5, 5) < 10, 250, 0).astype(np.uint8)
-    assert doubt_facts(certain > 0, certain)['expected_dice'] == pytest.approx(1) and doubt_facts(certain > 0, certain)['mean_entropy'] == pytest.approx(0, abs=1e-4)
+    assert doubt_facts(certain > 0, certain)['expected_dice'] == pytest.approx(1) and doubt_facts(certain > 0, certain)[
+        'mean_entropy'
+    ] == pytest.approx(0, abs=1e-4)
 
 
 # --- the fit ---
 
-def patients(count, spread, seed=0, slope=.8):
+
+def patients(count, spread, seed=0, slope=0.8):
     rng = np.random.default_rng(seed)
-    return [dict(expected_dice=e, mean_entropy=rng.uniform(.2, .6), mean_confidence=rng.uniform(.2, .8), clot_ml=3., predicted_ml=2.,
-                 dice=float(np.clip(.1 + slope*e + rng.normal(0, spread), 0, 1))) for e in rng.uniform(.3, .9, count)]
+    return [
+        dict(
+            expected_dice=e,
+            mean_entropy=rng.uniform(0.2, 0.6),
+            mean_confidence=rng.uniform(0.2, 0.8),
+            clot_ml=3.0,
+            predicted_ml=2.0,
+            dice=float(np.clip(0.1 + slope * e + rng.normal(0, spread), 0, 1)),
+        )
+        for e in rng.uniform(0.3, 0.9, count)
+    ]
 
 
 def test_the_fit_is_the_least_squares_line():
-    rows = patients(40, .04)
+    rows = patients(40, 0.04)
     fit = fit_dice(rows)['fit']
     line = stats.linregress([row['expected_dice'] for row in rows], [row['dice'] for row in rows])
-    assert list(fit['slopes']) == ['expected_dice']                 # the others are pure chance: the simpler line is kept
+    assert list(fit['slopes']) == ['expected_dice']  # the others are pure chance: the simpler line is kept
     assert (fit['slopes']['expected_dice'], fit['intercept']) == pytest.approx((line.slope, line.intercept), abs=1e-6)
 
 
 def test_a_second_number_that_helps_is_taken():
-    rows = patients(40, .01)
-    for row in rows: row['dice'] = .1 + .4*row['expected_dice'] + .5*row['mean_confidence']
+    rows = patients(40, 0.01)
+    for row in rows:
+        row['dice'] = 0.1 + 0.4 * row['expected_dice'] + 0.5 * row['mean_confidence']
     fit = fit_dice(rows)['fit']
-    assert fit['slopes'] == pytest.approx(dict(expected_dice=.4, mean_confidence=.5), abs=1e-6)
-    for row in rows: row['mean_confidence'] = None                  # no discriminator
+    assert fit['slopes'] == pytest.approx(dict(expected_dice=0.4, mean_confidence=0.5), abs=1e-6)
+    for row in rows:
+        row['mean_confidence'] = None  # no discriminator
     assert 'mean_confidence' not in fit_dice(rows)['fit']['slopes']
 
 
-@pytest.mark.parametrize('slope', [-.8, -.2, 0., .5])
+@pytest.mark.parametrize('slope', [-0.8, -0.2, 0.0, 0.5])
 def test_more_doubt_never_raises_the_estimate(slope):
-    fit = fit_dice(patients(30, .1, seed=2, slope=slope))['fit']
-    base = dict(expected_dice=.5, mean_confidence=.5, mean_entropy=.4)
-    rising = [estimate(fit, base | dict(expected_dice=e, mean_confidence=e, mean_entropy=1 - e)) for e in np.linspace(0, 1, 21)]
-    assert all(b >= a for a, b in zip(rising, rising[1:])) and 0 <= rising[0] and rising[-1] <= 1
+    fit = fit_dice(patients(30, 0.1, seed=2, slope=slope))['fit']
+    base = dict(expected_dice=0.5, mean_confidence=0.5, mean_entropy=0.4)
+    rising = [
+        estimate(fit, base | dict(expected_dice=e, mean_confidence=e, mean_entropy=1 - e))
+        for e in np.linspace(0, 1, 21)
+    ]
+    assert all(b >= a for a, b in zip(rising, rising[1:])) and rising[0] >= 0 and rising[-1] <= 1
 
 
 def test_left_out_errors_by_hand_and_the_naive_guess():
-    rows = patients(12, .05, slope=0.)                              # nothing to learn: the mean is the fit
+    rows = patients(12, 0.05, slope=0.0)  # nothing to learn: the mean is the fit
     answer, dice = fit_dice(rows), np.array([row['dice'] for row in rows])
-    others = (dice.sum() - dice)/(len(dice) - 1)
+    others = (dice.sum() - dice) / (len(dice) - 1)
     assert answer['naive_error'] == pytest.approx(np.abs(others - dice).mean())
     assert answer['fit']['slopes'] == {} and answer['fit']['intercept'] == pytest.approx(dice.mean())
-    assert answer['half_width'] == pytest.approx(np.abs(np.array([row['left_out'] for row in rows]) - dice).max())     # 9 of 10 of 13: the 12th of 12
+    assert answer['half_width'] == pytest.approx(
+        np.abs(np.array([row['left_out'] for row in rows]) - dice).max()
+    )  # 9 of 10 of 13: the 12th of 12
 
 
 def test_the_interval_holds_its_share_of_new_patients():
     held = []
     for seed in range(12):
-        answer = fit_dice(patients(30, .1, seed=seed))
-        held += [abs(estimate(answer['fit'], row) - row['dice']) <= answer['half_width'] for row in patients(200, .1, seed=100 + seed)]
-    assert LEVEL - .06 < np.mean(held) < LEVEL + .08
+        answer = fit_dice(patients(30, 0.1, seed=seed))
+        held += [
+            abs(estimate(answer['fit'], row) - row['dice']) <= answer['half_width']
+            for row in patients(200, 0.1, seed=100 + seed)
+        ]
+    assert LEVEL - 0.06 < np.mean(held) < LEVEL + 0.08
 
 
 def test_who_counts():
-    healthy, alarm, missed = (dict(clot_ml=a, predicted_ml=b, dice=d, **dict.fromkeys(DOUBTS)) for a, b, d in ((0., 0., float('nan')), (0., 1., 0.), (5., 0., 0.)))
-    answer = fit_dice(patients(10, .05) + [healthy, alarm, missed])
+    healthy, alarm, missed = (
+        dict(clot_ml=a, predicted_ml=b, dice=d, **dict.fromkeys(DOUBTS))
+        for a, b, d in ((0.0, 0.0, float('nan')), (0.0, 1.0, 0.0), (5.0, 0.0, 0.0))
+    )
+    answer = fit_dice(patients(10, 0.05) + [healthy, alarm, missed])
     assert (answer['patients'], answer['missed'], answer['without_clot'], answer['false_alarms']) == (10, 1, 2, 1)
-    assert answer['error'] == fit_dice(patients(10, .05))['error']
-    assert fit_dice([healthy]*9)['fit'] is None and fit_dice([])['patients'] == 0
+    assert answer['error'] == fit_dice(patients(10, 0.05))['error']
+    assert fit_dice([healthy] * 9)['fit'] is None and fit_dice([])['patients'] == 0
 
 
 # --- the judgement ---
 
-RANGES = dict(slice_mm=[1., 1.5, 2.], pixel_mm=[.6, .7, .9], noise_hu=[12., 15., 20.], contrast_hu=[260., 330., 420.])
-USUAL = dict(slice_mm=1.5, pixel_mm=.7, noise_hu=15., contrast_hu=300.)
-DOUBT = dict(mean_probability=.8, mean_entropy=.4, mean_confidence=.6, expected_dice=.7)
+RANGES = dict(
+    slice_mm=[1.0, 1.5, 2.0], pixel_mm=[0.6, 0.7, 0.9], noise_hu=[12.0, 15.0, 20.0], contrast_hu=[260.0, 330.0, 420.0]
+)
+USUAL = dict(slice_mm=1.5, pixel_mm=0.7, noise_hu=15.0, contrast_hu=300.0)
+DOUBT = dict(mean_probability=0.8, mean_entropy=0.4, mean_confidence=0.6, expected_dice=0.7)
 
 
-FITTED = fit_dice(patients(20, .05))
+FITTED = fit_dice(patients(20, 0.05))
 
 
-def trust(**changes): return {**FITTED, 'threshold': .5, 'synthetic': True, 'training': dict(scans=9, ranges=RANGES), **changes}
+def trust(**changes):
+    return {**FITTED, 'threshold': 0.5, 'synthetic': True, 'training': dict(scans=9, ranges=RANGES), **changes}
 
 
-@pytest.mark.parametrize('name, value, words', [
-    ('slice_mm', 5., 'slices of 5 mm; the training scans had 1 to 2'), ('pixel_mm', .4, 'pixels of 0.4 mm; the training scans had 0.6 to 0.9'),
-    ('noise_hu', 30., 'noise of about 30 HU; the training scans had 12 to 20'), ('contrast_hu', 180., 'contrast of about 180 HU; the training scans had 260 to 420'),
-    ('contrast_hu', None, 'contrast could not be measured in this scan; the training scans had 260 to 420')])
+@pytest.mark.parametrize(
+    'name, value, words',
+    [
+        ('slice_mm', 5.0, 'slices of 5 mm; the training scans had 1 to 2'),
+        ('pixel_mm', 0.4, 'pixels of 0.4 mm; the training scans had 0.6 to 0.9'),
+        ('noise_hu', 30.0, 'noise of about 30 HU; the training scans had 12 to 20'),
+        ('contrast_hu', 180.0, 'contrast of about 180 HU; the training scans had 260 to 420'),
+        ('contrast_hu', None, 'contrast could not be measured in this scan; the training scans had 260 to 420'),
+    ],
+)
 def test_warnings_in_plain_words(name, value, words):
     assert unlike_training(trust(), USUAL) == []
     warnings = unlike_training(trust(), USUAL | {name: value})
@@ -213,121 +291,213 @@ def test_warnings_in_plain_words(name, value, words):
 
 
 def test_the_margin_is_a_tenth():
-    for value, warned in ((418*1.1, 0), (420*1.11, 1), (260*.91, 0), (260*.89, 1)): assert len(unlike_training(trust(), USUAL | dict(contrast_hu=value))) == warned
+    for value, warned in ((418 * 1.1, 0), (420 * 1.11, 1), (260 * 0.91, 0), (260 * 0.89, 1)):
+        assert len(unlike_training(trust(), USUAL | dict(contrast_hu=value))) == warned
     unknown = trust(training=dict(scans=1, ranges=RANGES | dict(contrast_hu=None)))
-    assert unlike_training(unknown, USUAL | dict(contrast_hu=9.)) == []         # the training scans could not be measured: nothing to compare with
+    assert (
+        unlike_training(unknown, USUAL | dict(contrast_hu=9.0)) == []
+    )  # the training scans could not be measured: nothing to compare with
 
 
 def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
     one = judge([trust()], USUAL, DOUBT)
-    assert set(one) == {*DOUBTS, 'estimated_dice', 'estimated_dice_low', 'estimated_dice_high', 'bound', 'confidence_correlation', 'calibration', 'warnings', 'scan'}
-    assert one['estimated_dice'] == pytest.approx(.1 + .8*.7, abs=.05) and one['calibration'].startswith('on 20 held-out synthetic patients')
+    assert set(one) == {
+        *DOUBTS,
+        'estimated_dice',
+        'estimated_dice_low',
+        'estimated_dice_high',
+        'bound',
+        'confidence_correlation',
+        'calibration',
+        'warnings',
+        'scan',
+    }
+    assert one['estimated_dice'] == pytest.approx(0.1 + 0.8 * 0.7, abs=0.05) and one['calibration'].startswith(
+        'on 20 held-out synthetic patients'
+    )
     assert one['estimated_dice_low'] == pytest.approx(one['estimated_dice'] - trust()['half_width'])
-    others = dict(empty=judge([trust()], USUAL, dict.fromkeys(DOUBTS)), several=judge([trust(), trust()], USUAL, DOUBT), half=judge([trust(), None], USUAL, DOUBT),
-                  threshold=judge([trust()], USUAL, DOUBT, threshold=.2), few=judge([trust(fit=None, patients=3)], USUAL, DOUBT))
+    others = dict(
+        empty=judge([trust()], USUAL, dict.fromkeys(DOUBTS)),
+        several=judge([trust(), trust()], USUAL, DOUBT),
+        half=judge([trust(), None], USUAL, DOUBT),
+        threshold=judge([trust()], USUAL, DOUBT, threshold=0.2),
+        few=judge([trust(fit=None, patients=3)], USUAL, DOUBT),
+    )
     for answer in others.values():
         assert answer['estimated_dice'] is None and answer['calibration'].startswith('none: ')
     for answer in (judge([None], USUAL, DOUBT), judge([], USUAL, DOUBT), judge([None, None], USUAL, DOUBT)):
-        assert answer['estimated_dice'] is None and 'never calibrated' in answer['calibration'] and answer['warnings'] == []
-    for answer in (one, *others.values()): assert json.loads(json.dumps(answer, allow_nan=False)) == answer
-    both = judge([trust(), trust(training=dict(scans=2, ranges=RANGES | dict(slice_mm=[4., 5., 6.])))], USUAL, DOUBT)
+        assert (
+            answer['estimated_dice'] is None
+            and 'never calibrated' in answer['calibration']
+            and answer['warnings'] == []
+        )
+    for answer in (one, *others.values()):
+        assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+    both = judge([trust(), trust(training=dict(scans=2, ranges=RANGES | dict(slice_mm=[4.0, 5.0, 6.0])))], USUAL, DOUBT)
     assert both['warnings'] == ['slices of 1.5 mm; the training scans had 4 to 6']
 
 
 def test_beyond_what_was_held_out_there_is_a_bound_only():
     "More doubt than any held-out patient: the estimate is an upper bound, its interval begins at 0; less doubt: it ends at 1; unlike the training: anything below."
     low, high = trust()['fit']['seen']['expected_dice']
-    inside, below, above = (judge([trust()], USUAL, DOUBT | dict(expected_dice=value)) for value in ((low + high) / 2, low - .1, high + .01))
-    assert 'upper bound' not in inside['calibration'] and 0 < inside['estimated_dice_low'] and inside['estimated_dice_high'] < 1
-    assert 'upper bound' in below['calibration'] and below['estimated_dice_low'] == 0 and below['estimated_dice'] == pytest.approx(judge([trust()], USUAL, DOUBT | dict(expected_dice=low))['estimated_dice'])
-    assert above['estimated_dice_high'] == 1 and above['estimated_dice_low'] > 0 and [one['bound'] for one in (inside, below, above)] == [False, True, False]
-    assert judge([trust()], USUAL | dict(noise_hu=90.), DOUBT | dict(expected_dice=(low + high) / 2))['estimated_dice_low'] == 0
-    assert 'of 4 without embolism 3 had something drawn' in judge([trust(without_clot=4, false_alarms=3)], USUAL, DOUBT)['calibration']
+    inside, below, above = (
+        judge([trust()], USUAL, DOUBT | dict(expected_dice=value))
+        for value in ((low + high) / 2, low - 0.1, high + 0.01)
+    )
+    assert (
+        'upper bound' not in inside['calibration']
+        and inside['estimated_dice_low'] > 0
+        and inside['estimated_dice_high'] < 1
+    )
+    assert (
+        'upper bound' in below['calibration']
+        and below['estimated_dice_low'] == 0
+        and below['estimated_dice']
+        == pytest.approx(judge([trust()], USUAL, DOUBT | dict(expected_dice=low))['estimated_dice'])
+    )
+    assert (
+        above['estimated_dice_high'] == 1
+        and above['estimated_dice_low'] > 0
+        and [one['bound'] for one in (inside, below, above)] == [False, True, False]
+    )
+    assert (
+        judge([trust()], USUAL | dict(noise_hu=90.0), DOUBT | dict(expected_dice=(low + high) / 2))[
+            'estimated_dice_low'
+        ]
+        == 0
+    )
+    assert (
+        'of 4 without embolism 3 had something drawn'
+        in judge([trust(without_clot=4, false_alarms=3)], USUAL, DOUBT)['calibration']
+    )
 
 
 def test_how_far_the_discriminator_went_with_the_dice():
     rng = np.random.default_rng(3)
-    rows = [row | dict(mean_confidence=float(value)) for row, value in zip(patients(20, .05), rng.random(20))]
+    rows = [row | dict(mean_confidence=float(value)) for row, value in zip(patients(20, 0.05), rng.random(20))]
     expected = stats.spearmanr([row['mean_confidence'] for row in rows], [row['dice'] for row in rows])[0]
     assert judge([trust(held_out=rows)], USUAL, DOUBT)['confidence_correlation'] == pytest.approx(expected)
-    for others in ([trust(held_out=rows[:4])], [trust(held_out=rows)] * 2, [None], []): assert judge(others, USUAL, DOUBT)['confidence_correlation'] is None
+    for others in ([trust(held_out=rows[:4])], [trust(held_out=rows)] * 2, [None], []):
+        assert judge(others, USUAL, DOUBT)['confidence_correlation'] is None
 
 
 # --- voxel by voxel ---
 
+
 def test_reliability_against_a_loop():
     rng = np.random.default_rng(5)
     probabilities = [rng.integers(0, 251, (33, 9, 9), dtype=np.uint8), rng.integers(0, 251, (5, 7, 8), dtype=np.uint8)]
-    masks = [rng.random(p.shape) < p/400 for p in probabilities]
+    masks = [rng.random(p.shape) < p / 400 for p in probabilities]
     table = reliability_table(probabilities, [mask.astype(np.uint8) for mask in masks])
-    p, clot = np.concatenate([p.ravel() for p in probabilities])*STEP, np.concatenate([mask.ravel() for mask in masks])
-    error = 0.
+    p, clot = (
+        np.concatenate([p.ravel() for p in probabilities]) * STEP,
+        np.concatenate([mask.ravel() for mask in masks]),
+    )
+    error = 0.0
     for row in table.itertuples():
         inside = (p > row.low + 1e-6) & (p <= row.high + 1e-6)
-        assert row.voxels == inside.sum() and row.observed == pytest.approx(clot[inside].mean()) and row.mean_probability == pytest.approx(p[inside].mean())
-        error += abs(p[inside].mean() - clot[inside].mean())*inside.sum()
-    assert len(table) == 10 and calibration_error(table) == pytest.approx(error/(p > 0).sum())
-    bins, edges, _ = stats.binned_statistic(p[p > 0], clot[p > 0], 'mean', bins=10, range=(1e-6, 1 + 1e-6))      # a second library
+        assert (
+            row.voxels == inside.sum()
+            and row.observed == pytest.approx(clot[inside].mean())
+            and row.mean_probability == pytest.approx(p[inside].mean())
+        )
+        error += abs(p[inside].mean() - clot[inside].mean()) * inside.sum()
+    assert len(table) == 10 and calibration_error(table) == pytest.approx(error / (p > 0).sum())
+    bins, edges, _ = stats.binned_statistic(
+        p[p > 0], clot[p > 0], 'mean', bins=10, range=(1e-6, 1 + 1e-6)
+    )  # a second library
     np.testing.assert_allclose(table.observed, bins)
-    with pytest.raises(ValueError, match='differ in shape'): reliability_table(probabilities, masks[::-1])
-    with pytest.raises(ValueError): reliability_table(probabilities, masks[:1])
+    with pytest.raises(ValueError, match='differ in shape'):
+        reliability_table(probabilities, masks[::-1])
+    with pytest.raises(ValueError):
+        reliability_table(probabilities, masks[:1])
 
 
 # --- a run ---
 
+
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
     setting = prepare_setting('smoke', progress=False)
-    runs = train_all([(setting.scale.config('adversarial', 0, data=setting.digest), setting.train, setting.pool)], tmp_path_factory.mktemp('runs'), workers=1, progress=False)
+    runs = train_all(
+        [(setting.scale.config('adversarial', 0, data=setting.digest), setting.train, setting.pool)],
+        tmp_path_factory.mktemp('runs'),
+        workers=1,
+        progress=False,
+    )
     return setting, runs[0]
 
 
 def test_calibrating_a_run(smoke, tmp_path):
     setting, run = smoke
-    held_out = setting.validation + setting.home_test
+    held_out = setting.validation + setting.source_test
     assert read_trust(run) is None
     made = calibrate(run, held_out, setting.train)
-    assert read_trust(run) == made and made['synthetic'] and made['fit'] is None                 # three patients are too few
-    assert [row['patient'] for row in made['held_out']] == [study.pixels[:8] for study in held_out]
+    assert read_trust(run) == made and made['synthetic'] and made['fit'] is None  # three patients are too few
+    assert [row['patient'] for row in made['held_out']] == [study.pixel_digest[:8] for study in held_out]
     assert not any(study.patient in json.dumps(made) for study in (cached.study for cached in held_out))
     low, middle, high = made['training']['ranges']['contrast_hu']
     assert low <= middle <= high and made['training']['scans'] == len(setting.train)
-    assert all(row['mean_confidence'] is not None for row in made['held_out'] if row['predicted_ml'] > 0)         # this method has a discriminator
-    with pytest.raises(TrainingError, match='trained on with their masks'): calibrate(run, held_out + setting.train[:1], setting.train)
-    with pytest.raises(TrainingError, match='need masks'): calibrate(run, [study.without_mask() for study in held_out], setting.train)
+    assert all(
+        row['mean_confidence'] is not None for row in made['held_out'] if row['predicted_ml'] > 0
+    )  # this method has a discriminator
+    with pytest.raises(TrainingError, match='trained on with their masks'):
+        calibrate(run, held_out + setting.train[:1], setting.train)
+    with pytest.raises(TrainingError, match='need masks'):
+        calibrate(run, [study.without_mask() for study in held_out], setting.train)
     assert read_trust(run) == made and not list(run.glob('.partial-*'))
     answer = judge([made], {name: made['held_out'][0][name] for name in FACTS}, DOUBT)
     assert answer['calibration'].startswith('none: only') and answer['estimated_dice'] is None
 
 
 def test_the_dice_is_that_of_every_table_of_scores(smoke):
-    from pe_advseg.evaluate import score_study
-    from pe_advseg.inference import load_predictors
-    from pe_advseg.trust import patient_facts
+    from pe_advseg.evaluation.calibration import patient_facts
+    from pe_advseg.evaluation.evaluate import score_study
+    from pe_advseg.evaluation.inference import load_predictors
+
     setting, run = smoke
-    predictor, = load_predictors([run])
-    for study in setting.home_test:
-        for threshold in (.5, .45): np.testing.assert_equal(patient_facts(predictor, study, threshold)['dice'], score_study(predictor.network, study, predictor.config, threshold)['dice'])
+    (predictor,) = load_predictors([run])
+    for study in setting.source_test:
+        for threshold in (0.5, 0.45):
+            np.testing.assert_equal(
+                patient_facts(predictor, study, threshold)['dice'],
+                score_study(predictor.network, study, predictor.config, threshold)['dice'],
+            )
 
 
 def test_elsewhere_than_in_the_run(smoke, tmp_path):
     setting, run = smoke
-    slim = slim_run(run, tmp_path/'slim')
-    made = calibrate(run, setting.home_test, setting.train, path=slim/'trust.json')
+    slim = slim_run(run, tmp_path / 'slim')
+    made = calibrate(run, setting.source_test, setting.train, path=slim / 'trust.json')
     assert read_trust(slim) == made
-    half = shutil.copytree(run, tmp_path/'half')
-    (half/'config.json').write_text(json.dumps(json.loads((half/'config.json').read_text()) | dict(steps=99)))
-    with pytest.raises(TrainingError, match='not finished'): calibrate(half, setting.home_test, setting.train)
+    half = shutil.copytree(run, tmp_path / 'half')
+    (half / 'config.json').write_text(json.dumps(json.loads((half / 'config.json').read_text()) | dict(steps=99)))
+    with pytest.raises(TrainingError, match='not finished'):
+        calibrate(half, setting.source_test, setting.train)
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '3', 'null', '{"fit": null}', '{"training": 1, "fit": 1, "threshold": 1, "half_width": 1, "held_out": 1}'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        '{',
+        '[]',
+        '3',
+        'null',
+        '{"fit": null}',
+        '{"training": 1, "fit": 1, "threshold": 1, "half_width": 1, "held_out": 1}',
+    ],
+)
 def test_a_damaged_calibration_is_refused(tmp_path, text):
-    (tmp_path/'trust.json').write_text(text)
-    with pytest.raises(InputError, match='trust.json: is damaged'): read_trust(tmp_path)
+    (tmp_path / 'trust.json').write_text(text)
+    with pytest.raises(InputError, match='trust.json: is damaged'):
+        read_trust(tmp_path)
 
 
 def test_the_figure_shows_every_patient():
-    rows = patients(20, .05)
+    rows = patients(20, 0.05)
     made = {**fit_dice(rows), 'held_out': rows}
-    axis, = trust_figure(made, {'elsewhere': patients(7, .05, seed=1), 'healthy': [dict(clot_ml=0., predicted_ml=1.)]}).axes
+    (axis,) = trust_figure(
+        made, {'elsewhere': patients(7, 0.05, seed=1), 'healthy': [dict(clot_ml=0.0, predicted_ml=1.0)]}
+    ).axes
     assert sorted(len(line.get_xdata()) for line in axis.lines) == [0, 2, 7, 20]

@@ -1,4 +1,5 @@
 """Which scan comes next, and what is learnt from its correction: whatever the numbers, nobody is lost, forgotten or scored on what was learnt."""
+
 import itertools
 import json
 import os
@@ -9,29 +10,50 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from pe_advseg.checkpoint import TrainingError
-from pe_advseg.ct import InputError
-from pe_advseg.datasets import find_studies
-from pe_advseg.evaluate import score_run
-from pe_advseg.phantom_files import write_hospital
-from pe_advseg.probability import STEP
-from pe_advseg.retrain import bring_run, retrain, with_corrections
-from pe_advseg.run_folder import TrainConfig, find_run, is_finished, load_network, read_config, slim_run, trained_on
-from pe_advseg.slices import build_cache
-from pe_advseg.train import train
-from pe_advseg.worklist import STRATEGIES, doubt, possible, queue, rank, spread_out
+from pe_advseg.core.errors import InputError, TrainingError
+from pe_advseg.core.probability import STEP
+from pe_advseg.data.cache import build_cache
+from pe_advseg.data.studies import find_studies
+from pe_advseg.evaluation.calibration import doubt
+from pe_advseg.evaluation.evaluate import score_run
+from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.review.retrain import bring_run, retrain, with_corrections
+from pe_advseg.review.worklist import STRATEGIES, possible, queue, rank, spread_out
+from pe_advseg.training.run_folder import (
+    TrainConfig,
+    find_run,
+    is_finished,
+    load_network,
+    read_config,
+    slim_run,
+    trained_on,
+)
+from pe_advseg.training.train import train
 
-numbers = st.one_of(st.just(np.nan), st.sampled_from([0., .5, 1.]), st.floats(0, 1))       # ties and gaps are common
+numbers = st.one_of(st.just(np.nan), st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))  # ties and gaps are common
 rows = st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=12)
 
 
 def facts_of(table):
     digests = [f'{number * 7919 % 9973:064x}' for number in range(len(table))]
-    return pd.DataFrame([dict(study=f'study-{digest[-8:]}', digest=digest, volume_ml=1., entropy=a, confidence=b, estimated_dice=c, embedding=np.array([np.nan_to_num(a), 1.]))
-                         for digest, (a, b, c) in zip(digests, table)])
+    return pd.DataFrame(
+        [
+            dict(
+                study=f'study-{digest[-8:]}',
+                digest=digest,
+                volume_ml=1.0,
+                entropy=a,
+                confidence=b,
+                estimated_dice=c,
+                embedding=np.array([np.nan_to_num(a), 1.0]),
+            )
+            for digest, (a, b, c) in zip(digests, table)
+        ]
+    )
 
 
 @settings(deadline=None, max_examples=150)
@@ -41,7 +63,8 @@ def test_everybody_is_listed_once_whatever_the_order_they_come_in(table, seed, r
     mixed = facts.sample(frac=1, random_state=random.randrange(1000))
     for strategy in STRATEGIES:
         if strategy not in possible(facts):
-            with pytest.raises(ValueError, match='possible are'): rank(facts, strategy)
+            with pytest.raises(ValueError, match='possible are'):
+                rank(facts, strategy)
             continue
         listed = rank(facts, strategy, seed=seed)
         assert sorted(listed.study) == sorted(facts.study) and list(listed['rank']) == list(range(1, len(facts) + 1))
@@ -50,12 +73,12 @@ def test_everybody_is_listed_once_whatever_the_order_they_come_in(table, seed, r
         column, lowest, _ = STRATEGIES[strategy]
         if column in listed:
             known = listed[column].dropna()
-            assert list(known.index) == list(range(len(known)))                          # what is not known comes last
+            assert list(known.index) == list(range(len(known)))  # what is not known comes last
             assert list(known) == sorted(known, reverse=not lowest)
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.integers(0, 250), min_size=8, max_size=64), st.integers(1, 100), st.integers(0, 2 ** 32 - 1))
+@given(st.lists(st.integers(0, 250), min_size=8, max_size=64), st.integers(1, 100), st.integers(0, 2**32 - 1))
 def test_doubt_agrees_with_scipy_voxel_by_voxel(values, wanted, seed):
     probability = np.array(values, np.uint8).reshape(1, 1, -1)
     confidence = np.random.default_rng(seed).integers(0, 251, probability.shape).astype(np.uint8)
@@ -66,11 +89,13 @@ def test_doubt_agrees_with_scipy_voxel_by_voxel(values, wanted, seed):
     worst = (entropy >= np.sort(entropy)[::-1][min(wanted, len(p)) - 1]) & (entropy > 0)
     assert result['entropy'] == pytest.approx(entropy[worst].mean() if worst.any() else 0, abs=1e-4)
     where = worst | found.ravel()
-    assert result['confidence'] == pytest.approx((confidence.ravel()[where] if where.any() else confidence).mean() * STEP, abs=1e-4)
+    assert result['confidence'] == pytest.approx(
+        (confidence.ravel()[where] if where.any() else confidence).mean() * STEP, abs=1e-4
+    )
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2 ** 32 - 1), st.integers(2, 8), st.integers(0, 3))
+@given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(0, 3))
 def test_the_spread_is_at_most_twice_as_wide_as_the_best(seed, count, labelled):
     draws = np.random.default_rng(seed)
     points, known = draws.normal(size=(count, 2)), draws.normal(size=(labelled, 2))
@@ -80,17 +105,27 @@ def test_the_spread_is_at_most_twice_as_wide_as_the_best(seed, count, labelled):
     radius = lambda chosen: cdist(scaled[:count], scaled[[*chosen, *range(count, count + labelled)]]).min(1).max()
     assert sorted(order) == list(range(count))
     for few in range(1, count):
-        assert radius(order[:few]) <= 2 * min(radius(chosen) for chosen in itertools.combinations(range(count), few)) + 1e-9
+        assert (
+            radius(order[:few])
+            <= 2 * min(radius(chosen) for chosen in itertools.combinations(range(count), few)) + 1e-9
+        )
 
 
 # --- learning ---
+
 
 @pytest.fixture(scope='module')
 def hospitals(tmp_path_factory):
     "Labelled patients, a run that lies elsewhere, and the other hospital's patients."
     place, shape = tmp_path_factory.mktemp('retrain'), (12, 64, 64)
-    folders = {name: write_hospital(place / name, name, count, shape, layout='folder', workers=1, progress=False) for name, count in (('harbour', 4), ('valley', 4))}
-    cached = {name: list(build_cache(find_studies(folder), place / 'cache', 5., progress=False).values()) for name, folder in folders.items()}
+    folders = {
+        name: write_hospital(place / name, name, count, shape, layout='folder', workers=1, progress=False)
+        for name, count in (('harbour', 4), ('valley', 4))
+    }
+    cached = {
+        name: list(build_cache(find_studies(folder), place / 'cache', 5.0, progress=False).values())
+        for name, folder in folders.items()
+    }
     config = TrainConfig(network_options=dict(stem_stride=2), batch=2, patch=48, steps=2)
     return place, folders, cached, train(config, cached['harbour'][:3], [], place / 'elsewhere', progress=False)
 
@@ -103,12 +138,14 @@ def own(tmp_path, monkeypatch):
 
 def corrections(place, cached, patients, wrong=False):
     "A store with the true masks (or with one voxel less)."
-    from pe_advseg.corrections import save_correction
-    from pe_advseg.datasets import read_study
+    from pe_advseg.data.studies import read_study
+    from pe_advseg.review.store import save_correction
+
     for study in (cached[patient] for patient in patients):
         volume, mask = read_study(study.study)
         numbers = (mask > 0).astype(np.uint16)
-        if wrong: numbers.ravel()[np.flatnonzero(numbers)[0]] = 0
+        if wrong:
+            numbers.ravel()[np.flatnonzero(numbers)[0]] = 0
         save_correction(place, study.study.scan, volume, numbers, reviewer='tester')
     return place
 
@@ -122,63 +159,100 @@ def test_the_newest_correction_counts_and_says_which_it_is(hospitals, own):
     second = retrain(store, start, steps=1, progress=False)
     said = [json.loads((run / 'retrained.json').read_text())['corrections'] for run in (first, second)]
     assert first != second and [found[0]['version'] for found in said] == ['0001', '0002']
-    assert said[1][0]['labels'] == cached['valley'][ill[0]].labels != said[0][0]['labels']
+    assert said[1][0]['labels'] == cached['valley'][ill[0]].mask_digest != said[0][0]['labels']
     assert trained_on(second) == trained_on(start) | {cached['valley'][ill[0]].pixels}
     for run in (first, second):
-        with pytest.raises(TrainingError, match='were trained on'): score_run(run, [cached['valley'][ill[0]]], 'away')
-    assert len(score_run(second, [cached['valley'][number] for number in range(4) if number != ill[0]], 'away')) == 3
+        with pytest.raises(TrainingError, match='were trained on'):
+            score_run(run, [cached['valley'][ill[0]]], 'target')
+    assert len(score_run(second, [cached['valley'][number] for number in range(4) if number != ill[0]], 'target')) == 3
 
 
 def test_two_runs_of_one_name_do_not_replace_each_other(hospitals, own):
     place, _, cached, start = hospitals
-    other = train(TrainConfig(network_options=dict(stem_stride=2), batch=2, patch=48, steps=2, seed=5), cached['harbour'][:1], [], own / 'b', progress=False)
+    other = train(
+        TrainConfig(network_options=dict(stem_stride=2), batch=2, patch=48, steps=2, seed=5),
+        cached['harbour'][:1],
+        [],
+        own / 'b',
+        progress=False,
+    )
     models = [slim_run(run, own / maker / 'synthetic') for maker, run in (('ours', start), ('theirs', other))]
     brought = [bring_run(model, own / 'runs') for model in models]
     assert len({run.name for run in brought}) == 2 and all(run.name.startswith('synthetic-') for run in brought)
     for model, run in zip(models, brought):
-        assert trained_on(run) == trained_on(model) and bring_run(model, own / 'runs') == run == bring_run(run, own / 'runs')
-        for mine, theirs in zip(load_network(run)[0].state_dict().values(), load_network(model)[0].state_dict().values()): assert (mine == theirs).all()
+        assert trained_on(run) == trained_on(model) and bring_run(model, own / 'runs') == run == bring_run(
+            run, own / 'runs'
+        )
+        for mine, theirs in zip(
+            load_network(run)[0].state_dict().values(), load_network(model)[0].state_dict().values()
+        ):
+            assert (mine == theirs).all()
 
 
 def test_what_a_copy_began_from_is_not_forgotten(hospitals, own):
     _, folders, cached, start = hospitals
     once = retrain(folders['valley'], start, folder=own / 'a', steps=1, progress=False)
     copy = bring_run(once, own / 'b')
-    assert read_config(copy).initial == '' and trained_on(copy) == {study.pixels for study in cached['harbour'][:3] + cached['valley']}
+    assert read_config(copy).initial == '' and trained_on(copy) == {
+        study.pixel_digest for study in cached['harbour'][:3] + cached['valley']
+    }
 
 
 def test_killed_while_it_learns_the_same_command_ends_where_it_would_have(hospitals, own):
     _, folders, _, start = hospitals
-    code = 'import os, sys, pe_advseg.retrain as r\n' \
-           'old = r.train\n' \
-           'r.train = lambda *a, **k: (old(*a, **{**k, "stop_after": 2, "checkpoint_every": 1}), os._exit(9))\n' \
-           'r.retrain(sys.argv[1], sys.argv[2], folder=sys.argv[3], steps=4, progress=False)\n'
-    ended = subprocess.run([sys.executable, '-c', code, str(folders['valley']), str(start), str(own / 'killed')], env=os.environ, capture_output=True, text=True)
+    code = (
+        'import os, sys, pe_advseg.review.retrain as r\n'
+        'old = r.train\n'
+        'r.train = lambda *a, **k: (old(*a, **{**k, "stop_after": 2, "checkpoint_every": 1}), os._exit(9))\n'
+        'r.retrain(sys.argv[1], sys.argv[2], folder=sys.argv[3], steps=4, progress=False)\n'
+    )
+    ended = subprocess.run(
+        [sys.executable, '-c', code, str(folders['valley']), str(start), str(own / 'killed')],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == 9, ended.stderr[-2000:]
-    assert not any(is_finished(run) for run in (own / 'killed').glob('supervised-seed0-*') if (run / 'retrained.json').exists())
-    run, straight = [retrain(folders['valley'], start, folder=own / place, steps=4, progress=False) for place in ('killed', 'straight')]
+    assert not any(
+        is_finished(run) for run in (own / 'killed').glob('supervised-seed0-*') if (run / 'retrained.json').exists()
+    )
+    run, straight = [
+        retrain(folders['valley'], start, folder=own / place, steps=4, progress=False)
+        for place in ('killed', 'straight')
+    ]
     assert run.name == straight.name
-    for mine, theirs in zip(load_network(run)[0].state_dict().values(), load_network(straight)[0].state_dict().values()): assert (mine == theirs).all()
+    for mine, theirs in zip(
+        load_network(run)[0].state_dict().values(), load_network(straight)[0].state_dict().values()
+    ):
+        assert (mine == theirs).all()
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 200), st.integers(1, 200), st.integers(0, 20))
 def test_corrections_are_at_least_half_and_never_twice(base, corrected, both):
     from types import SimpleNamespace
-    base, corrected = ([SimpleNamespace(pixels=f'{start + number}') for number in range(count)] for start, count in ((0, base), (1000, corrected)))
-    again = [SimpleNamespace(pixels=study.pixels, old=True) for study in corrected[:both]]
+
+    base, corrected = (
+        [SimpleNamespace(pixel_digest=f'{start + number}') for number in range(count)]
+        for start, count in ((0, base), (1000, corrected))
+    )
+    again = [SimpleNamespace(pixel_digest=study.pixel_digest, old=True) for study in corrected[:both]]
     listed = with_corrections(base + again, corrected)
-    theirs = [study for study in listed if int(study.pixels) >= 1000]
+    theirs = [study for study in listed if int(study.pixel_digest) >= 1000]
     assert not any(hasattr(study, 'old') for study in listed)
     assert len(theirs) * 2 >= len(listed) and len(listed) - len(theirs) == len(base)
     assert len(base) <= len(theirs) or len(theirs) == len(corrected)
-    assert len(theirs) < len(base) + len(corrected) or len(theirs) == len(corrected)          # no more often than half asks for
+    assert len(theirs) < len(base) + len(corrected) or len(theirs) == len(corrected)  # no more often than half asks for
 
 
 def test_a_store_that_cannot_be_learnt_from_says_so(hospitals, own):
     _, _, _, start = hospitals
-    with pytest.raises(InputError, match='no corrections'): retrain(own / 'nothing', start, progress=False)
-    with pytest.raises(ValueError, match='no run'): retrain(own / 'nothing', 'no such run', progress=False)
-    with pytest.raises(InputError, match='no annotated scans'): queue(own)
-    with pytest.raises(ValueError, match='is no run'): bring_run(own, own / 'runs')
+    with pytest.raises(InputError, match='no corrections'):
+        retrain(own / 'nothing', start, progress=False)
+    with pytest.raises(ValueError, match='no run'):
+        retrain(own / 'nothing', 'no such run', progress=False)
+    with pytest.raises(InputError, match='no annotated scans'):
+        queue(own)
+    with pytest.raises(ValueError, match='is no run'):
+        bring_run(own, own / 'runs')
     assert find_run(start) == start

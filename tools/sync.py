@@ -3,6 +3,7 @@
 With --check it fails when any of this changed a file. It compares checksums before and after instead of asking git
 for a diff, so it also works in the middle of somebody's uncommitted work, and without git.
 """
+
 import hashlib
 import os
 import subprocess
@@ -14,7 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def checksums() -> dict:
     "Of everything that cleaning and exporting may touch; checkpoints of Jupyter and other hidden files aside."
-    files = [*ROOT.glob('nbs/**/*.ipynb'), *ROOT.glob('pe_advseg/**/*.py'), ROOT/'README.md', ROOT/'settings.ini', ROOT/'pyproject.toml']
+    files = [
+        *ROOT.glob('nbs/**/*.ipynb'),
+        *ROOT.glob('pe_advseg/**/*.py'),
+        ROOT / 'README.md',
+        ROOT / 'settings.ini',
+        ROOT / 'pyproject.toml',
+    ]
     names = {path.relative_to(ROOT).as_posix(): path for path in files if path.is_file()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items() if '/.' not in name}
 
@@ -34,7 +41,11 @@ def main() -> None:
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed and '--check' in sys.argv[1:]:
         sys.exit('cleaning and exporting changed files; look at them and commit:\n  ' + '\n  '.join(changed))
-    print('notebooks, modules and README are in step' + (f'; {len(changed)} files were brought up to date' if changed else ''))
+    print(
+        'notebooks, modules and README are in step'
+        + (f'; {len(changed)} files were brought up to date' if changed else '')
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()
