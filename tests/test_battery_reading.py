@@ -400,7 +400,7 @@ def read_only(folder):
 
 def without_decoders(monkeypatch, folder):
     for syntax in (uid.JPEG2000Lossless, uid.JPEG2000, uid.JPEGLSLossless):
-        monkeypatch.setattr(pydicom.pixel_digest.get_decoder(syntax), '_available', {})
+        monkeypatch.setattr(pydicom.pixels.get_decoder(syntax), '_available', {})
 
 
 def without_simpleitk(monkeypatch, folder):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROJECTIONS', 'KINDS', 'JUMP', 'MIN_SLICES', 'make_uid', 'write_series', 'find_series', 'check_same',
            'stack_direction', 'drop_duplicates', 'acquisition_notes', 'even_spacing', 'check_values', 'read_series',
-           'pixel_digest']
+           'pixel_digest', 'study_name']
 
 # %% ../../nbs/scans/05_series.ipynb #b8e276b4
 import hashlib
@@ -468,3 +468,8 @@ def pixel_digest(volume: Volume) -> str:  # 64 hexadecimal digits
     for part in volume.hu:
         digest.update(np.ascontiguousarray(part, '<i2'))  # slice by slice: no second copy of the scan
     return digest.hexdigest()
+
+# %% ../../nbs/scans/05_series.ipynb #18da4840
+def study_name(volume: Volume) -> str:
+    "A name without anything of the patient: 'study-' and the first eight digits of the scan's `pixel_digest`."
+    return f'study-{pixel_digest(volume)[:8]}'
