@@ -19,13 +19,13 @@ import SimpleITK
 import torch
 
 from pe_advseg.annotation.annotate import Annotator, Options, annotate_all, annotate_scan, find_emboli, load_annotator
-from pe_advseg.annotation.annotation import read_annotation, write_nifti
+from pe_advseg.annotation.annotation import read_annotation
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
 from pe_advseg.evaluation.inference import Inference
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
-from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.phantom.phantom_files import write_hospital, write_plain_nifti
 from pe_advseg.scans.series import write_series
 from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.training.run_folder import find_run
@@ -62,7 +62,7 @@ def as_files(volume, place, kind):
         )
         return place / 'scan'
     if kind == 'NIfTI':
-        write_nifti(place / 'Planted.nii.gz', volume.hu, volume)
+        write_plain_nifti(place / 'Planted.nii.gz', volume.hu, volume)
         return place / 'Planted.nii.gz'
     image = SimpleITK.GetImageFromArray(volume.hu)
     image.SetSpacing(volume.spacing[::-1])
@@ -294,7 +294,7 @@ def test_names_of_files_and_folders_stay_out_of_what_is_written(tmp_path):
     shutil.copy(
         hospital / 'SCHMIDT Hans/first/SCHMIDT Hans_03.dcm', hospital / 'SCHMIDT Hans/first/SCHMIDT_again.dcm'
     )  # twice
-    write_nifti(hospital / 'BAUER_Karl.nii.gz', np.zeros((12, 64, 64), np.int16), volume)  # no air
+    write_plain_nifti(hospital / 'BAUER_Karl.nii.gz', np.zeros((12, 64, 64), np.int16), volume)  # no air
     results = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), workers=0, progress=False)
     assert [bool(result.target) for result in results] == [False, False, True] and 'MEIER' in results[
         1

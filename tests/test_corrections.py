@@ -23,14 +23,14 @@ from pydicom.sr.codedict import codes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from pe_advseg.annotation.annotation import Annotation, study_name, whole_folder, write_arrays, write_nifti
+from pe_advseg.annotation.annotation import Annotation, study_name, whole_folder, write_arrays
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.studies import find_studies, read_embolus_ids, read_study
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.evaluation.metrics import lesion_scores, patient_scores
-from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.phantom.phantom_files import write_hospital, write_plain_nifti
 from pe_advseg.review.foreign_masks import MIRRORS, read_corrected
 from pe_advseg.review.import_corrections import import_correction, import_corrections
 from pe_advseg.review.store import compare_masks, current, history, match_emboli, read_correction, save_correction
@@ -80,7 +80,7 @@ def case(tmp_path):
 def annotated(folder, volume, numbers):
     "As much of an annotation as a correction needs."
     folder.mkdir(parents=True)
-    write_nifti(folder / 'mask.nii.gz', numbers, volume)
+    write_plain_nifti(folder / 'mask.nii.gz', numbers, volume)
     (folder / 'summary.json').write_text(
         json.dumps(
             dict(
@@ -249,7 +249,7 @@ def test_a_pseudonym_once_given_stays(case):
 
 def test_a_scan_without_slice_files_gets_a_seg_too(tmp_path):
     volume, numbers = make(3)
-    write_nifti(tmp_path / 'scan.nii.gz', volume.hu, volume)
+    write_plain_nifti(tmp_path / 'scan.nii.gz', volume.hu, volume)
     volume = read_volume(tmp_path / 'scan.nii.gz')
     save = lambda numbers, **options: save_correction(
         tmp_path / 'store', tmp_path / 'scan.nii.gz', volume, numbers, 'AB', **options
@@ -334,7 +334,7 @@ def test_how_a_scan_was_read_stays_known(tmp_path):
         widget = review(place, annotation, tmp_path / 'store', 'AB', interactive=False)
         widget.press('save')
         assert widget.saved, widget.says.value
-        write_nifti(tmp_path / 'corrected.nii.gz', numbers, volume)
+        write_plain_nifti(tmp_path / 'corrected.nii.gz', numbers, volume)
         [result] = import_corrections(
             tmp_path / 'corrected.nii.gz',
             place,
@@ -382,7 +382,7 @@ def test_killed_half_way_leaves_nothing_half(case):
     "The process dies when everything but the record is written; the lock is free again, and the next one gets the number."
     root, scan, volume, numbers = case
     save_correction(root / 'store', scan, volume, numbers, 'AB')
-    write_nifti(root / 'patient1.nii.gz', np.where(numbers == 1, 0, numbers), volume)
+    write_plain_nifti(root / 'patient1.nii.gz', np.where(numbers == 1, 0, numbers), volume)
     program = f"""
 import os, signal
 from pe_advseg import corrections, import_corrections
@@ -440,7 +440,7 @@ def test_no_name_of_a_patient(case):
     save_correction(root / 'store', scan, volume, numbers, 'AB', pseudonym='case7')
     for path in (root / 'store').rglob('*'):
         assert not path.is_file() or b'SECRET' not in path.read_bytes(), path.name
-    write_nifti(root / 'patient1.nii.gz', numbers[::-1], volume)
+    write_plain_nifti(root / 'patient1.nii.gz', numbers[::-1], volume)
     other = root / 'scans' / 'patient2'
     on_disk(other, 2)
     highdicom_seg(root / 'masks.dcm', scan, numbers, ['clot'] * 3)
@@ -537,7 +537,7 @@ def test_synthetic_scans_stay_synthetic(tmp_path):
 def test_nifti_in_every_orientation(tmp_path, seed):
     "nibabel stores the axes in all 48 orders; the scan's own HU say where each embolus must land."
     volume, numbers = on_disk(tmp_path / 'scan', seed)
-    write_nifti(tmp_path / 'a.nii.gz', numbers, volume)
+    write_plain_nifti(tmp_path / 'a.nii.gz', numbers, volume)
     image = nibabel.load(tmp_path / 'a.nii.gz')
     for order, flips in ORDERS:
         nibabel.save(image.as_reoriented(np.array(list(zip(order, flips)))), tmp_path / 'b.nii')
@@ -643,7 +643,7 @@ def test_our_own_seg_keeps_the_numbers(case):
 
 def test_slicer_files_cropped_empty_and_layered(case):
     root, scan, volume, numbers = case
-    write_nifti(root / 'a.nii.gz', numbers, volume)
+    write_plain_nifti(root / 'a.nii.gz', numbers, volume)
     whole, path = SimpleITK.ReadImage(root / 'a.nii.gz'), root / 's.seg.nrrd'
     read = lambda: read_corrected(path, scan, volume, 's.seg.nrrd')
     low, size = [5, 4, 1], [30, 25, 10]
@@ -681,7 +681,7 @@ def test_what_numbers_mean(case):
     root, scan, volume, numbers = case
 
     def read(values, **options):
-        write_nifti(root / 'a.nii.gz', values, volume)
+        write_plain_nifti(root / 'a.nii.gz', values, volume)
         return read_corrected(root / 'a.nii.gz', scan, volume, 'a', **options)[0]
 
     pieces = ndimage.label(numbers > 0, np.ones((3, 3, 3)))[0]
@@ -706,7 +706,7 @@ def write_as(kind, path, numbers, volume, scan):
         return highdicom_seg(
             path.with_suffix('.dcm'), scan, numbers, ['clot 1', 'clot 2', 'clot 3']
         ) or path.with_suffix('.dcm')
-    write_nifti(path.with_suffix('.nii.gz'), numbers, volume)
+    write_plain_nifti(path.with_suffix('.nii.gz'), numbers, volume)
     if kind == 'nrrd':
         SimpleITK.WriteImage(SimpleITK.ReadImage(path.with_suffix('.nii.gz')), path.with_suffix('.nrrd'))
     return path.with_suffix('.nii.gz' if kind == 'nifti' else '.nrrd')
@@ -790,7 +790,7 @@ def test_doubts_are_shown_and_count(case):
     root, scan, volume, numbers = case
     hu = volume.hu.copy()
     hu[2:10, 12:30, 5:36] = np.where(numbers[2:10, 12:30, 5:36] > 0, hu[2:10, 12:30, 5:36], 350)
-    write_nifti(root / 'bright.nii.gz', hu, volume)
+    write_plain_nifti(root / 'bright.nii.gz', hu, volume)
     bright = read_volume(root / 'bright.nii.gz')
     annotation = annotated(root / 'out' / study_name(bright), bright, numbers)
     path = write_as('nifti', root / 'c', np.where(bright.hu == 350, 9, numbers).astype(np.uint16), bright, scan)
@@ -944,27 +944,27 @@ def test_which_scan_a_file_belongs_to(ward):
         'named by slices': lambda folder: write_segmentation(
             folder / 'xyz.dcm', numbers, volume, root / 'scans/patient1'
         ),
-        'file': lambda folder: write_nifti(folder / 'patient1_mask.nii.gz', numbers, volume),
+        'file': lambda folder: write_plain_nifti(folder / 'patient1_mask.nii.gz', numbers, volume),
         'slicer': lambda folder: SimpleITK.WriteImage(
             SimpleITK.ReadImage(root / 'a.nii.gz'), folder / 'patient1 Segmentation.seg.nrrd'
         ),
         'folder': lambda folder: (
             (folder / 'patient1').mkdir(),
-            write_nifti(folder / 'patient1/abc.nii.gz', numbers, volume),
+            write_plain_nifti(folder / 'patient1/abc.nii.gz', numbers, volume),
         ),
         'study': lambda folder: (
             (folder / study_name(volume)).mkdir(),
-            write_nifti(folder / study_name(volume) / 'corrected.nii.gz', numbers, volume),
+            write_plain_nifti(folder / study_name(volume) / 'corrected.nii.gz', numbers, volume),
         ),
         'digest': lambda folder: (
-            write_nifti(folder / 'abc.nii.gz', numbers, volume),
+            write_plain_nifti(folder / 'abc.nii.gz', numbers, volume),
             (folder / 'abc.json').write_text(json.dumps(dict(digest=pixel_digest(volume)))),
         ),
-        'series': lambda folder: write_nifti(
+        'series': lambda folder: write_plain_nifti(
             folder / f'{pydicom.dcmread(root / "scans/patient1/IM0001.dcm").SeriesInstanceUID}.nii.gz', numbers, volume
         ),
     }
-    write_nifti(root / 'a.nii.gz', numbers, volume)
+    write_plain_nifti(root / 'a.nii.gz', numbers, volume)
     for way, write in ways.items():
         folder = root / 'ways' / way
         folder.mkdir(parents=True)
@@ -972,7 +972,7 @@ def test_which_scan_a_file_belongs_to(ward):
         [result] = import_corrections(folder, root / 'scans', root / 'store' / way.split()[0], 'AB')
         assert (result.study, result.error) == (study_name(volume), ''), way
         np.testing.assert_array_equal(read_correction(root / 'store' / way.split()[0], volume)[0], numbers)
-    write_nifti(root / 'inbox/somebody.nii.gz', numbers, volume)
+    write_plain_nifti(root / 'inbox/somebody.nii.gz', numbers, volume)
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store/x', 'AB')
     assert (
         'belongs to none of the 2 scans' in result.error
@@ -985,13 +985,13 @@ def test_a_bad_file_does_not_stop_the_others(ward):
     root, made = ward
     (volume, numbers), (other, theirs) = made['patient1'], made['patient2']
     (root / 'inbox/patient1.nii.gz').write_bytes(b'\x1f\x8b damaged')
-    write_nifti(root / 'inbox/patient2.nii.gz', theirs, other)
+    write_plain_nifti(root / 'inbox/patient2.nii.gz', theirs, other)
     results = import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB')
     assert statuses(results) == {'patient1.nii.gz': 'refused', 'patient2.nii.gz': 'saved'} and len(results.refused) == 1
     assert set(results.table().columns) == {'file', 'study', 'status', 'emboli', 'what'} and 'no readable NIfTI' in str(
         results
     )
-    write_nifti(root / 'inbox/patient2_edited.nii.gz', theirs, other)
+    write_plain_nifti(root / 'inbox/patient2_edited.nii.gz', theirs, other)
     assert set(statuses(import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB')).values()) == {
         'refused'
     }  # two for one scan: which is meant?
@@ -1001,7 +1001,7 @@ def test_a_bad_file_does_not_stop_the_others(ward):
 def test_a_dry_run_writes_nothing(ward):
     root, made = ward
     volume, numbers = made['patient1']
-    write_nifti(root / 'inbox/patient1.nii.gz', numbers, volume)
+    write_plain_nifti(root / 'inbox/patient1.nii.gz', numbers, volume)
     before = files(root)
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB', dry_run=True)
     assert (
@@ -1028,7 +1028,7 @@ def test_an_annotations_own_files_are_no_corrections(ward):
     out = annotated(root / 'out' / study_name(volume), volume, numbers)
     write_segmentation(out / 'segmentation.dcm', numbers, volume, root / 'scans/patient1')
     assert import_corrections(root / 'out', root / 'scans', root / 'store', 'AB', annotations=root / 'out') == []
-    write_nifti(out / 'mask_corrected.nii.gz', np.where(numbers == 2, 0, numbers), volume)
+    write_plain_nifti(out / 'mask_corrected.nii.gz', np.where(numbers == 2, 0, numbers), volume)
     [result] = import_corrections(root / 'out', root / 'scans', root / 'store', 'AB', annotations=root / 'out')
     assert (
         '2 kept, 1 removed' in result.difference
@@ -1045,7 +1045,7 @@ def monai(root, made, **said):
         (images / 'labels' / tag).mkdir(parents=True)
     for name, (volume, numbers) in made.items():
         nibabel.save(nibabel.Nifti1Image(volume.hu.T, volume.nifti_affine()), images / f'{name}.nii.gz')
-        write_nifti(images / 'labels/original' / f'{name}.nii.gz', numbers * 0 + (numbers > 0), volume)
+        write_plain_nifti(images / 'labels/original' / f'{name}.nii.gz', numbers * 0 + (numbers > 0), volume)
         objects[name] = dict(image=dict(ext='.nii.gz', info={}), labels=dict(original=dict(ext='.nii.gz', info={})))
     (images / 'datastore_v2.json').write_text(
         json.dumps(dict(name='x', description='', images_dir='.', labels_dir='labels', objects=objects) | said)
@@ -1059,7 +1059,7 @@ def test_monai_label(ward):
     images = monai(root, made)
     assert import_corrections(images, None, root / 'store', 'AB') == []
     volume, numbers = made['patient2']
-    write_nifti(images / 'labels/final/patient2.nii.gz', np.where(numbers == 1, 0, numbers), volume)
+    write_plain_nifti(images / 'labels/final/patient2.nii.gz', np.where(numbers == 1, 0, numbers), volume)
     for scans, store in ((None, 'store'), (root / 'scans', 'store2')):
         [result] = import_corrections(images, scans, root / store, 'AB')
         assert (result.file, result.status) == ('labels/final/patient2.nii.gz', 'saved')
@@ -1076,7 +1076,7 @@ def test_nothing_left_is_a_finding(ward):
     root, made = ward
     volume, numbers = made['patient1']
     out = annotated(root / 'out' / study_name(volume), volume, numbers)
-    write_nifti(root / 'inbox/patient1.nii.gz', numbers * 0, volume)
+    write_plain_nifti(root / 'inbox/patient1.nii.gz', numbers * 0, volume)
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB', annotations=out)
     assert (result.status, result.emboli) == ('saved', 0) and '3 removed' in result.difference
     assert not read_study(find_studies(root / 'store')[0])[1].any()
@@ -1094,6 +1094,6 @@ def test_a_real_patient(tmp_path):
     assert result.orientation.startswith('agrees')
     np.testing.assert_array_equal(read_study(find_studies(tmp_path / 'store')[0])[1], numbers > 0)
     for axes in MIRRORS[1:4]:
-        write_nifti(tmp_path / 'm.nii.gz', np.flip(numbers, axes), volume)
+        write_plain_nifti(tmp_path / 'm.nii.gz', np.flip(numbers, axes), volume)
         with pytest.raises(MaskError, match='mirrored'):
             import_correction(tmp_path / 'm.nii.gz', study.scan, tmp_path / 'store', 'AB', out, volume=volume)

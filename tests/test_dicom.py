@@ -14,6 +14,10 @@ import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pe_advseg.scans.mask_files import read_png_masks
+from pe_advseg.scans.matlab_masks import read_mat_mask
+from pe_advseg.scans.nifti import read_nifti_mask
+from pe_advseg.scans.seg_read import read_seg_mask
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from scipy.spatial.transform import Rotation
 from test_battery_reading import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
@@ -22,8 +26,7 @@ import pe_advseg.scans.dicom_file as dicom_file
 import pe_advseg.scans.volume_files as volume_files
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Source, Volume
-from pe_advseg.phantom.phantom_files import write_mat, write_nifti, write_seg
-from pe_advseg.scans.masks import read_mat_mask, read_nifti_mask, read_png_masks, read_seg_mask
+from pe_advseg.phantom.phantom_files import write_mat, write_plain_nifti, write_seg
 from pe_advseg.scans.multiframe import frame_headers
 from pe_advseg.scans.series import find_series, pixel_digest, read_series, write_series
 from pe_advseg.scans.volume_files import read_volume
@@ -296,12 +299,12 @@ def test_masks_on_resampled_slices_are_placed_by_geometry_or_refused(tmp_path):
     read = read_series(tmp_path / 's', resample=True)
     mask = np.zeros(read.shape, np.uint8)
     mask[3, 5:9, 5:9] = 1
-    write_nifti(tmp_path / 'new.nii', mask, read)  # drawn on the new grid
+    write_plain_nifti(tmp_path / 'new.nii', mask, read)  # drawn on the new grid
     np.testing.assert_array_equal(read_nifti_mask(tmp_path / 'new.nii', read, 'new.nii')[0], mask)
     native = make_volume()
     old = np.zeros(native.shape, np.uint8)
     old[3:11, 5:9, 5:9] = 1
-    write_nifti(tmp_path / 'old.nii', old, native)
+    write_plain_nifti(tmp_path / 'old.nii', old, native)
     with pytest.raises(MaskError):
         read_nifti_mask(tmp_path / 'old.nii', read, 'old.nii')
     write_mat(tmp_path / 'old.mat', old)

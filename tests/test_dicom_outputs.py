@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from pe_advseg.scans.seg_read import read_seg_mask
 from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
@@ -25,7 +26,6 @@ from pe_advseg.core.volume import Volume
 from pe_advseg.data.studies import find_studies, read_study
 from pe_advseg.evaluation.findings import number_emboli
 from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
-from pe_advseg.scans.masks import read_seg_mask
 from pe_advseg.scans.rtstruct import contours, write_rtstruct
 from pe_advseg.scans.seg_write import NO_FINDING, PLACE, RESEARCH, WHO, write_segmentation
 from pe_advseg.scans.series import read_series, write_series

@@ -7,10 +7,11 @@ import pydicom
 import pytest
 from test_corrections import on_disk
 
-from pe_advseg.annotation.annotation import Annotation, study_name, whole_folder, write_arrays, write_nifti
+from pe_advseg.annotation.annotation import Annotation, study_name, whole_folder, write_arrays
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.evaluation.findings import embolus_table
+from pe_advseg.phantom.phantom_files import write_plain_nifti
 from pe_advseg.review.review import review
 from pe_advseg.review.store import history, save_correction
 from pe_advseg.scans.series import pixel_digest
@@ -146,7 +147,7 @@ def test_a_stroke_ends_where_the_button_is_let_go(opened):
 
 @pytest.mark.parametrize('began', ['folder', 'object', 'array', 'file', 'nothing'])
 def test_it_is_recorded_what_was_opened(opened, began):
-    write_nifti(opened.place / 'm.nii.gz', opened.numbers, opened.volume)
+    write_plain_nifti(opened.place / 'm.nii.gz', opened.numbers, opened.volume)
     label = dict(
         folder=opened.place / 'out' / study_name(opened.volume),
         object=opened.annotation,

@@ -25,7 +25,7 @@ from pe_advseg.data.arrays import CompressedArray, open_slices, save_slices
 from pe_advseg.data.cache import CachedStudy, build_cache, cache_study, embolus_points
 from pe_advseg.data.patches import IGNORE, Draw, Loader, SliceConfig, cut, draw_batch, draw_corner
 from pe_advseg.data.studies import Study, read_study
-from pe_advseg.phantom.phantom_files import write_nifti
+from pe_advseg.phantom.phantom_files import write_plain_nifti
 from pe_advseg.scans.series import pixel_digest, write_series
 
 
@@ -36,7 +36,7 @@ def make_patient(folder: Path, name: str, seed: int = 0, shape=(8, 24, 28)) -> S
     write_series(volume, folder / name, name, seed_uid=str(seed))
     mask = np.zeros(shape, np.uint8)
     mask[2:4, 5:9, 5:9] = mask[6, 20:22, 20:22] = 1
-    write_nifti(folder / name / 'mask.nii.gz', mask, volume)
+    write_plain_nifti(folder / name / 'mask.nii.gz', mask, volume)
     return Study('place', name, folder / name, folder / name / 'mask.nii.gz')
 
 

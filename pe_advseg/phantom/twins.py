@@ -19,7 +19,7 @@ from ..core.paths import write_whole
 from ..core.volume import Volume
 from .hospitals import HOSPITALS, Hospital
 from .phantom import PhantomStudy, make_study
-from .phantom_files import SYNTHETIC, write_hospital, write_nifti
+from .phantom_files import SYNTHETIC, write_hospital, write_plain_nifti
 from ..scans.series import write_series
 
 # %% ../../nbs/phantom/09_twins.ipynb #47bf00ae
@@ -82,7 +82,7 @@ def _read(folder, number, study):
     )
     labels.mkdir(parents=True, exist_ok=True)
     rounded = (study.volume.spacing[0] * 0.62598 / 0.625, *study.volume.spacing[1:])
-    write_nifti(
+    write_plain_nifti(
         labels / f'{name}.nii.gz', study.mask[::-1], replace(study.volume, spacing=rounded)
     )  # GDCM's order under a header that says upwards
     (labels / f'{name}{" " * (number == 1)}.csv').write_text('synthetic\n')
@@ -123,8 +123,8 @@ def _rspect(folder, number, study):
 def _nnunet(folder, number, study):
     for part in ('imagesTr', 'labelsTr'):
         (folder / part).mkdir(exist_ok=True)
-    write_nifti(folder / 'imagesTr' / f'case{number:03d}_0000.nii.gz', study.volume.hu, study.volume)
-    write_nifti(folder / 'labelsTr' / f'case{number:03d}.nii.gz', study.mask, study.volume)
+    write_plain_nifti(folder / 'imagesTr' / f'case{number:03d}_0000.nii.gz', study.volume.hu, study.volume)
+    write_plain_nifti(folder / 'labelsTr' / f'case{number:03d}.nii.gz', study.mask, study.volume)
 
 
 RSPECT_COLUMNS = [

@@ -25,7 +25,7 @@ from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
 from .. import __version__
-from ..annotation.annotation import Annotation, read_nifti, read_summary, study_name, whole_folder, write_nifti
+from ..annotation.annotation import Annotation, read_nifti, read_summary, study_name, whole_folder
 from ..core.errors import InputError
 from ..core.figures import lesion_box, save_figure
 from ..core.paths import write_whole
@@ -33,6 +33,7 @@ from ..core.volume import Volume
 from ..data.studies import corrected_versions
 from ..evaluation.findings import number_emboli
 from ..evaluation.metrics import patient_scores
+from ..phantom.phantom_files import write_plain_nifti
 from ..scans.seg_write import number_segments, write_segmentation
 from ..scans.series import pixel_digest, read_series
 from ..scans.source_series import has_slice_files, source_series
@@ -414,7 +415,9 @@ def _series(folder: Path, scan, volume: Volume, annotation, pseudonym: str | Non
 
 
 def _write_version(making: Path, scan, volume, numbers, before, record, pseudonym) -> None:
-    write_nifti(making / 'mask.nii.gz', numbers, volume, note=f'correction {record["version"]} of {record["study"]}')
+    write_plain_nifti(
+        making / 'mask.nii.gz', numbers, volume, note=f'correction {record["version"]} of {record["study"]}'
+    )
     started = record['started_from']
     write_segmentation(
         making / 'segmentation.dcm',
