@@ -23,7 +23,6 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from pe_advseg.scans.seg_read import read_seg_mask
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.cli.main import run_notebook
@@ -36,6 +35,7 @@ from pe_advseg.data.studies import find_studies, read_study
 from pe_advseg.evaluation.evaluate import predict_study
 from pe_advseg.models.networks import build_network
 from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
+from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import NO_FINDING, RESEARCH, write_segmentation
 from pe_advseg.scans.series import read_series, write_series
 from pe_advseg.training.checkpoint import load_checkpoint, save_checkpoint

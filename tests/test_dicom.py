@@ -14,10 +14,6 @@ import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pe_advseg.scans.mask_files import read_png_masks
-from pe_advseg.scans.matlab_masks import read_mat_mask
-from pe_advseg.scans.nifti import read_nifti_mask
-from pe_advseg.scans.seg_read import read_seg_mask
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from scipy.spatial.transform import Rotation
 from test_battery_reading import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
@@ -27,7 +23,11 @@ import pe_advseg.scans.volume_files as volume_files
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Source, Volume
 from pe_advseg.phantom.phantom_files import write_mat, write_plain_nifti, write_seg
+from pe_advseg.scans.mask_files import read_png_masks
+from pe_advseg.scans.matlab_masks import read_mat_mask
 from pe_advseg.scans.multiframe import frame_headers
+from pe_advseg.scans.nifti import read_nifti_mask
+from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.series import find_series, pixel_digest, read_series, write_series
 from pe_advseg.scans.volume_files import read_volume
 

@@ -16,7 +16,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.scans.seg_read import read_seg_mask
 from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
@@ -27,6 +26,7 @@ from pe_advseg.data.studies import find_studies, read_study
 from pe_advseg.evaluation.findings import number_emboli
 from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
 from pe_advseg.scans.rtstruct import contours, write_rtstruct
+from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import NO_FINDING, PLACE, RESEARCH, WHO, write_segmentation
 from pe_advseg.scans.series import read_series, write_series
 from pe_advseg.scans.source_series import has_slice_files, source_series

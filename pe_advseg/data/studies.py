@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ..scans.mask_files import read_image_mask, read_png_masks
-from ..scans.mask_values import binary_mask, embolus_numbers
-from ..scans.matlab_masks import read_mat_mask
-from ..scans.nifti import read_nifti_mask
-from ..scans.seg_read import read_seg_mask
 
 from ..core.errors import InputError, MaskError
 from ..core.preprocessing import body_mask
 from ..core.volume import Volume
 from ..scans.dicom_file import list_files, looks_like_dicom
+from ..scans.mask_files import read_image_mask, read_png_masks
+from ..scans.mask_values import binary_mask, embolus_numbers
+from ..scans.matlab_masks import read_mat_mask
+from ..scans.nifti import read_nifti_mask
+from ..scans.seg_read import read_seg_mask
 from ..scans.series import pixel_digest
 from ..scans.volume_files import read_volume, reading_options
 

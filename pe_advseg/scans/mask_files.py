@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-from .mask_values import binary_mask
 
 from ..core.errors import MaskError
 from ..core.volume import Volume
+from .mask_values import binary_mask
 from .masks import place_mask
 
 # %% ../../nbs/scans/25_mask_files.ipynb #e37a613b

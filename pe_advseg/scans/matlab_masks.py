@@ -10,10 +10,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from .mask_values import binary_mask
 
 from ..core.errors import MaskError
 from ..core.volume import Volume
+from .mask_values import binary_mask
 from .masks import file_order
 
 # %% ../../nbs/scans/23_matlab_masks.ipynb #9419bc74

@@ -9,10 +9,10 @@ __all__ = ['write_nifti', 'read_nifti', 'read_nifti_mask']
 from pathlib import Path
 
 import numpy as np
-from .mask_values import binary_mask
 
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
+from .mask_values import binary_mask
 from .masks import pair_by_index, place_mask
 
 # %% ../../nbs/scans/24_nifti.ipynb #259733ef

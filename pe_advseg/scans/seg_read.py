@@ -8,12 +8,12 @@ __all__ = ['read_seg_mask']
 # %% ../../nbs/scans/26_seg_read.ipynb #458662d5
 import numpy as np
 import pydicom
-from .mask_values import binary_mask
 
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
 from .codecs import parse_dicom
 from .dicom_file import numbers
+from .mask_values import binary_mask
 from .masks import place_mask
 from .segment_names import clot_segments, left_out
 
