@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from pe_advseg.core.lesions import label_lesions
 from skimage.measure import label
+
+from pe_advseg.core.lesions import label_lesions
 
 
 @pytest.mark.parametrize('shape', [(30, 40), (8, 20, 24), (1, 9, 9), (4, 1, 1)])

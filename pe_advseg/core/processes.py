@@ -11,8 +11,9 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from .workers import death_of_worker, reason_to_stay, started_pool, submit
 from tqdm.auto import tqdm
+
+from .workers import death_of_worker, reason_to_stay, started_pool, submit
 
 # %% ../../nbs/core/03_processes.ipynb #25ba381e
 def _until_one_dies(function, waiting: deque, workers: int, begin: tuple, tick: float | None):
