@@ -635,7 +635,8 @@ def test_in_a_browser(browser, width, tmp_path):
 def test_a_real_patient_with_the_experts_mask(tmp_path):
     if not FUMPE.exists():
         pytest.skip('the FUMPE patient is not here')
-    from pe_advseg.data.studies import find_studies, read_study
+    from pe_advseg.data.layouts import find_studies
+    from pe_advseg.data.read_study import read_study
 
     volume, mask = read_study(find_studies(FUMPE)[0])
     page = write_page(tmp_path / 'p.html', annotate(volume, mask > 0))

@@ -717,7 +717,7 @@ def test_truth_beside_the_scans(tmp_path):
             draw_patient(HOSPITALS['forest'], number).emboli
         )
         assert len(record['arteries']) == len(draw_patient(HOSPITALS['forest'], number).arteries)
-    from pe_advseg.data.studies import find_studies
+    from pe_advseg.data.layouts import find_studies
 
     assert len(find_studies(folder)) == 2
     assert not list(

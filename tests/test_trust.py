@@ -123,7 +123,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024**(2 if 
 def test_a_real_scan_has_plausible_facts():
     if not (FUMPE / 'CT_scans').is_dir():
         pytest.skip('the real patient is not on this machine')
-    from pe_advseg.data.studies import find_studies, read_study
+    from pe_advseg.data.layouts import find_studies
+    from pe_advseg.data.read_study import read_study
 
     facts = scan_facts(read_study(find_studies(FUMPE)[0])[0])
     assert (

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from ..data.read_study import read_study
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
@@ -24,7 +25,6 @@ from ..core.probability import STEP, entropy_bits
 from ..core.volume import Volume
 from ..data.cache import CachedStudy
 from ..data.scan_statistics import contrast_level, noise_level
-from ..data.studies import read_study
 from .inference import Predictor, load_predictors, predict_volume
 from .metrics import patient_scores
 from ..training.run_folder import is_finished, is_synthetic_scan, trained_on
