@@ -12,14 +12,14 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pe_advseg.data.layouts import find_studies
-from pe_advseg.data.read_study import read_study
 from scipy.io import savemat
 
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.cache import build_cache
+from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.public_datasets import check_manifest, write_manifest
+from pe_advseg.data.read_study import read_study
 from pe_advseg.data.splits import Split, check_leak, check_positive
 from pe_advseg.scans.series import write_series
 

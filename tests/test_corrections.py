@@ -19,8 +19,6 @@ import pytest
 import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.data.layouts import find_studies
-from pe_advseg.data.read_study import read_embolus_ids, read_study
 from pydicom.sr.codedict import codes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -29,6 +27,8 @@ from pe_advseg.annotation.annotation import Annotation, study_name, whole_folder
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Volume
+from pe_advseg.data.layouts import find_studies
+from pe_advseg.data.read_study import read_embolus_ids, read_study
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.evaluation.metrics import lesion_scores, patient_scores
 from pe_advseg.phantom.phantom_files import write_hospital, write_plain_nifti

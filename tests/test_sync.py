@@ -3,64 +3,25 @@
 import ast
 import configparser
 import importlib.util
-import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(path for path in (ROOT / 'nbs').rglob('*.ipynb') if '/.' not in path.as_posix())
-EXPERIMENTS = [path for path in NOTEBOOKS if path.parent.name == 'experiments']
-LIBRARY = [path for path in NOTEBOOKS if path.parent == ROOT / 'nbs' and path.name != 'index.ipynb']
-MODULES = [path for path in sorted((ROOT / 'pe_advseg').glob('*.py')) if path.name not in ('__init__.py', '_modidx.py')]
-EXPORT = re.compile(r'(?m)^#\|\s*(export|exporti|exports)\b')
-
-
-def cells(path, kind='code'):
-    "Cells of one kind in a notebook; `source` as one string."
-    found = json.loads(path.read_text(encoding='utf-8'))['cells']
-    return [{**cell, 'source': ''.join(cell['source'])} for cell in found if cell['cell_type'] == kind]
-
-
-def exported(path):
-    return [cell['source'] for cell in cells(path) if EXPORT.search(cell['source'])]
-
-
-def code_of(source):
-    "The syntax tree of a cell without nbdev's directives and lines for the shell."
-    return ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', source))
-
-
-def module_of(path):
-    "The module that a notebook names, or None."
-    names = [
-        match[1] for cell in cells(path) if (match := re.search(r'(?m)^#\|\s*default_exp\s+(\S+)', cell['source']))
-    ]
-    return names[0] if names else None
-
-
-def repository_files():
-    "Tracked files and untracked ones that git does not ignore."
-    command = ['git', '-c', 'safe.directory=*', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
-    try:
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split('\0')
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip('not a git checkout: nothing says which files belong to the repository')
-    return sorted({ROOT / name for name in listed if name and (ROOT / name).is_file()})
-
-
-def text_files():
-    for path in repository_files():
-        content = path.read_bytes()
-        if b'\0' not in content:
-            yield path, content.decode('utf-8')
-
-
-def name(path):
-    return path.relative_to(ROOT).as_posix()
-
+from support.repository import (
+    EXPERIMENTS,
+    LIBRARY,
+    MODULES,
+    NOTEBOOKS,
+    ROOT,
+    cells,
+    code_of,
+    exported,
+    module_of,
+    name,
+    repository_files,
+    text_files,
+)
 
 # --- notebooks and modules ---
 
@@ -72,22 +33,18 @@ def test_every_module_has_its_notebook(path):
     assert stated, f'{name(path)} was not made by nbdev'
     notebook = (path.parent / stated[1]).resolve()
     assert notebook.exists(), f'{name(path)} names {stated[1]}, which is gone: delete the module'
-    assert module_of(notebook) == path.stem
+    assert module_of(notebook) == '.'.join(path.relative_to(ROOT / 'pe_advseg').with_suffix('').parts)
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=name)
 def test_every_notebook_has_its_module(path):
     module = module_of(path)
     assert module, f'{name(path)} has no default_exp'
-    assert re.fullmatch(rf'\d\d[a-z]?_{module}', path.stem), f'{path.stem} should be called after its module {module}'
-    assert (ROOT / 'pe_advseg' / f'{module}.py').exists()
-
-
-@pytest.mark.parametrize('path', LIBRARY, ids=name)
-def test_a_notebook_stays_one_idea(path):
-    lengths = [len(source.strip().splitlines()) for source in exported(path)]
-    assert max(lengths) <= 60, f'an exported cell of {name(path)} has {max(lengths)} lines'
-    assert sum(lengths) <= 260, f'{name(path)} exports {sum(lengths)} lines: two ideas?'
+    package, _, last = module.partition('.')
+    assert path.parent.name == package and re.fullmatch(rf'\d\d_{last}', path.stem), (
+        f'{name(path)} should be called after its module {module}'
+    )
+    assert (ROOT / 'pe_advseg' / package / f'{last}.py').exists()
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=name)
@@ -189,14 +146,6 @@ def test_readme_links_are_rewritten():
     assert tool.block(hidden) == '' and tool.block(shown) == '```python\n1 + 1\n```\n```\n2\n```'
 
 
-def test_the_map_names_every_notebook():
-    index = '\n'.join(cell['source'] for cell in cells(ROOT / 'nbs' / 'index.ipynb', 'markdown'))
-    missing = [
-        name(path) for path in LIBRARY + EXPERIMENTS if f'({path.relative_to(ROOT / "nbs").as_posix()})' not in index
-    ]
-    assert not missing, f'nbs/index.ipynb does not lead to {missing}'
-
-
 def test_make_help_names_every_target():
     targets = re.search(r'(?m)^\.PHONY:(.*)$', (ROOT / 'Makefile').read_text())[1].split()
     try:
@@ -237,7 +186,7 @@ REGISTRY = re.compile(r'(?i)pypi\.(org|python)|pythonhosted|conda\.anaconda|regi
 
 def test_no_scans_masks_or_weights():
     for path in repository_files():
-        # two exceptions: small synthetic picture arrays from which the figures are drawn; real ones carry a tag and stay in runs/
+        # two exceptions: small synthetic picture arrays from which the figures are drawn (real ones stay in runs/)
         if re.fullmatch(r'figures/results/\d\d_pictures_demo\.npz', name(path)):
             continue
         # ... and the weights of the model that comes with the package, from synthetic scans only

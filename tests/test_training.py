@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from pe_advseg.data.layouts import find_studies
 
 from pe_advseg.core.errors import TrainingError
 from pe_advseg.data.cache import build_cache
+from pe_advseg.data.layouts import find_studies
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.training.checkpoint import load_checkpoint, pack, save_checkpoint

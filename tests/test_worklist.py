@@ -12,12 +12,12 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.data.layouts import find_studies
 from scipy.spatial.distance import cdist
 
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.core.probability import STEP
 from pe_advseg.data.cache import build_cache
+from pe_advseg.data.layouts import find_studies
 from pe_advseg.evaluation.calibration import doubt
 from pe_advseg.evaluation.evaluate import score_run
 from pe_advseg.phantom.phantom_files import write_hospital
@@ -139,7 +139,6 @@ def own(tmp_path, monkeypatch):
 def corrections(place, cached, patients, wrong=False):
     "A store with the true masks (or with one voxel less)."
     from pe_advseg.data.read_study import read_study
-
     from pe_advseg.review.store import save_correction
 
     for study in (cached[patient] for patient in patients):

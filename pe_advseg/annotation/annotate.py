@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..data.without_names import without_names
 from tqdm.auto import tqdm
 
 from .. import __version__
@@ -31,6 +30,7 @@ from ..core.paths import whole_file
 from ..core.processes import each_in_processes
 from ..core.volume import Volume
 from ..data.scan_folders import find_scans
+from ..data.without_names import without_names
 from ..evaluation.calibration import doubt, doubt_facts, judge, read_trust, scan_facts
 from ..evaluation.findings import embolus_table, number_emboli
 from ..evaluation.inference import Inference, Predictor, load_predictors, predict_volume

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from .read_study import read_study
 from scipy import ndimage
 from tqdm.auto import tqdm
 
@@ -29,6 +28,7 @@ from ..core.errors import InputError
 from ..core.paths import write_whole
 from ..core.preprocessing import resample_in_plane
 from .arrays import need_blosc2, open_slices, save_slices
+from .read_study import read_study
 from .studies import Study
 from ..scans.dicom_file import list_files
 from ..scans.series import pixel_digest

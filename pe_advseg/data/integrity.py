@@ -19,8 +19,6 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from .layouts import find_studies
-from .read_study import read_study
 from scipy.ndimage import binary_dilation
 from tqdm.auto import tqdm
 
@@ -28,6 +26,8 @@ from ..core.errors import InputError, MaskError
 from ..core.preprocessing import resize_in_plane
 from ..core.processes import each_in_processes
 from ..core.volume import Volume
+from .layouts import find_studies
+from .read_study import read_study
 from .studies import Study
 from ..scans.series import pixel_digest
 from ..scans.volume_files import read_volume

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from .layouts import find_studies
-from .read_study import read_embolus_ids
 
 from ..core.errors import InputError
 from ..core.paths import write_whole
+from .layouts import find_studies
+from .read_study import read_embolus_ids
 from .splits import CASES, Split, published_splits, restrict
 from .studies import Study
 from ..phantom.twins import CAD_PE_CLEAR, CAD_PE_THICK, RSPECT_COLUMNS

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from .corrected_studies import check_corrected_scan
 
 from ..core.errors import InputError, MaskError
 from ..core.preprocessing import body_mask
 from ..core.volume import Volume
+from .corrected_studies import check_corrected_scan
 from .studies import VOLUME_ENDINGS, Study
 from ..scans.mask_files import read_image_mask, read_png_masks
 from ..scans.mask_values import binary_mask, embolus_numbers

@@ -10,10 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..core.errors import InputError
 from .layouts import studies_in_layout
 from .scan_candidates import FirstImage, first_image, is_image, is_mask_name, is_volume_name
-
-from ..core.errors import InputError
 from ..scans.series import MIN_SLICES
 
 # %% ../../nbs/data/07_scan_folders.ipynb #99864b66

@@ -11,9 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from .layouts import find_studies
-
 from ..core.paths import data_dir
+from .layouts import find_studies
 from .studies import Study
 from ..phantom.hospitals import GENERATOR_VERSION, HOSPITALS, Hospital
 from ..phantom.phantom_files import write_hospital

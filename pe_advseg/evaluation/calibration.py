@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..data.read_study import read_study
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
@@ -24,6 +23,7 @@ from ..core.paths import write_whole
 from ..core.probability import STEP, entropy_bits
 from ..core.volume import Volume
 from ..data.cache import CachedStudy
+from ..data.read_study import read_study
 from ..data.scan_statistics import contrast_level, noise_level
 from .inference import Predictor, load_predictors, predict_volume
 from .metrics import patient_scores

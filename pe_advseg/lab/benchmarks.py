@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from ..data.layouts import find_studies
 
 from ..data.cache import CachedStudy, cache_study
+from ..data.layouts import find_studies
 from ..data.patches import Draw, Loader, draw_batch
 from ..data.studies import Study
 from ..scans.series import read_series

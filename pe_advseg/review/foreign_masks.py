@@ -13,11 +13,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-from ..data.read_study import mask_doubts
 
 from ..annotation.annotation import study_name
 from ..core.errors import MaskError
 from ..core.volume import Volume
+from ..data.read_study import mask_doubts
 from ..scans.codecs import parse_dicom
 from ..scans.mask_files import image_header, lps_affine, read_image_mask
 from ..scans.mask_values import embolus_numbers

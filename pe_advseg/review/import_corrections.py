@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ..data.corrected_studies import corrected_versions
-from ..data.layouts import find_studies
 
 from ..annotation.annotation import EACH, how_read, study_name
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
+from ..data.corrected_studies import corrected_versions
+from ..data.layouts import find_studies
 from ..data.studies import VOLUME_ENDINGS, Study, is_seg
 from .foreign_masks import BY_GEOMETRY, check_orientation, named_by, read_corrected
 from pe_advseg.review.store import (

@@ -11,12 +11,11 @@ import json
 import math
 from pathlib import Path
 
-from ..data.layouts import find_studies
-
 from ..annotation.annotation import whole_folder
 from ..core.errors import InputError, TrainingError
 from ..core.paths import data_dir, runs_dir, whole_file
 from ..data.cache import CachedStudy, build_cache
+from ..data.layouts import find_studies
 from ..data.studies import Study
 from ..evaluation.inference import pixel_size, weights_digest
 from ..training.protocol import SCALES, hospital_studies, scans_digest

@@ -21,7 +21,6 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
-from ..data.corrected_studies import corrected_versions
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
@@ -31,6 +30,7 @@ from ..core.errors import InputError
 from ..core.figures import lesion_box, save_figure
 from ..core.paths import write_whole
 from ..core.volume import Volume
+from ..data.corrected_studies import corrected_versions
 from ..evaluation.findings import number_emboli
 from ..evaluation.metrics import patient_scores
 from ..phantom.phantom_files import write_plain_nifti

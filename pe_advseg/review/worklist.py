@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..data.corrected_studies import corrected_versions
 
 from ..annotation.annotation import how_read, read_summary
 from ..core.errors import InputError
 from ..core.preprocessing import resample_in_plane
 from ..core.probability import entropy_bits, to_bytes
 from ..data.cache import CachedStudy
+from ..data.corrected_studies import corrected_versions
 from ..data.scan_folders import find_scans
 from ..evaluation.calibration import doubt, doubt_facts
 from ..evaluation.inference import Predictor, body_box, network_input, predict_slices

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from ..data.layouts import find_studies
 
 from ..core.errors import InputError
 from ..core.paths import data_dir, runs_dir
 from ..data.cache import CachedStudy, build_cache
+from ..data.layouts import find_studies
 from ..data.splits import Split, check_leak, draw_order, split_patients, write_split
 from ..data.studies import Study
 from ..phantom.hospitals import GENERATOR_VERSION, HOSPITALS, Hospital
