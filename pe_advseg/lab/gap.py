@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from ..core.forest_axis import forest_axis
 
-from ..core.figures import forest_plot
 from ..core.paths import data_dir
 from ..data.cache import CachedStudy, build_cache
 from ..evaluation.metrics import bootstrap_mean, by_patient
@@ -74,7 +74,7 @@ def gap_table(
 def gap_figure(table: pd.DataFrame) -> Figure:
     "Left: Dice at each site. Right: the fall from home."
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.2 + 0.32 * len(table)), layout='constrained')
-    forest_plot(
+    forest_axis(
         table,
         'dice',
         'dice_low',
@@ -84,7 +84,7 @@ def gap_figure(table: pd.DataFrame) -> Figure:
         xlabel='Dice per patient with embolism, 95 % interval',
         axis=left,
     )
-    forest_plot(
+    forest_axis(
         table[table.fall_low != table.fall_high],
         'fall',
         'fall_low',

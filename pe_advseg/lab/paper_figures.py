@@ -11,15 +11,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from ..core.figure_style import METHOD_COLOURS, method_label
+from ..core.forest_axis import forest_axis
+from ..core.learning_curves import learning_curves
+from ..core.slice_grids import lesion_box, show_comparison
 
-from pe_advseg.core.figures import (
-    METHOD_COLOURS,
-    forest_plot,
-    learning_curves,
-    lesion_box,
-    method_label,
-    show_comparison,
-)
 from .results import slice_dice
 
 # %% ../../nbs/lab/05_paper_figures.ipynb #4bfe89d6
@@ -39,12 +35,12 @@ def comparison_figure(table: pd.DataFrame, metric: str = 'dice', label: str = 'D
     )
     for (left, right), site in zip(axes, sites):
         here = table[table.site == site]
-        forest_plot(
+        forest_axis(
             here, metric, f'{metric}_low', f'{metric}_high', reference=None, xlabel=f'{label}, 95 % interval', axis=left
         )
         # the oracle and the reference itself are no rivals; the reference has no difference from itself
         others = here[(here.method != here.reference)]
-        forest_plot(
+        forest_axis(
             others, xlabel=f'difference from {method_label(here.reference.iloc[0])}, paired by patient', axis=right
         )
         left.set_title(f'{SITES[site]} (n = {int(here.patients.max())})', loc='left', fontweight='bold')

@@ -13,8 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from ..core.figure_style import METHOD_COLOURS, method_label
+from ..core.forest_axis import forest_axis
 
-from ..core.figures import METHOD_COLOURS, forest_plot, method_label
 from ..core.paths import project_root
 from ..data.cache import CachedStudy
 from ..evaluation.evaluate import adapt_batchnorm, predict_study, to_native
@@ -124,7 +125,7 @@ def transfer_figure(table: pd.DataFrame, metric: str = 'iou') -> Figure:
     "Left: mean over slices with its interval and the range of the seeds, published values dotted. Right: paired difference from the reference."
     here = table[table.metric == metric]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.3 + 0.34 * len(here)), layout='constrained')
-    forest_plot(
+    forest_axis(
         here,
         'mean',
         'mean_low',
@@ -146,7 +147,7 @@ def transfer_figure(table: pd.DataFrame, metric: str = 'iou') -> Figure:
         for value in PUBLISHED_TRANSFER[['without_adaptation', 'with_adaptation']].to_numpy().ravel():
             left.axvline(value, color='#888888', linestyle=':', linewidth=1, zorder=0)
         left.set_title('dotted: published between real datasets; thin: from worst to best seed', loc='left', fontsize=9)
-    forest_plot(
+    forest_axis(
         here[here.method != here.reference],
         xlabel=f'difference from {method_label(here.reference.iloc[0])}, paired by slice',
         axis=right,
