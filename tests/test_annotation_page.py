@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from pe_advseg.core.figure_style import PREDICTION_COLOUR
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -28,6 +27,7 @@ from pe_advseg.annotation.scan_pictures import (
     slab,
     upright,
 )
+from pe_advseg.core.figure_style import PREDICTION_COLOUR
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Source, Volume
 from pe_advseg.evaluation.findings import embolus_table, number_emboli

@@ -10,14 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+
+from pe_advseg.core import figure_style
 from pe_advseg.core.figure_style import save_figure
 from pe_advseg.core.forest_axis import forest_axis
 from pe_advseg.core.forest_plot import Measure
 from pe_advseg.core.learning_curves import learning_curves
 from pe_advseg.core.slice_grids import lesion_box, show_comparison, show_slices
-from PIL import Image
-
-from pe_advseg.core import figure_style
 
 HU = np.linspace(-1000, 400, 40 * 50).reshape(40, 50)
 MASK = np.zeros((40, 50), bool)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
+
 from .figure_style import METHOD_COLOURS, method_label
 
 # %% ../../nbs/core/12_forest_axis.ipynb #e2a574b8

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
+
 from .figure_style import METHOD_COLOURS, method_label
 
 # %% ../../nbs/core/10_forest_plot.ipynb #663518e8

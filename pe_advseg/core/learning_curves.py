@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
+
 from .figure_style import METHOD_COLOURS, method_label
 
 # %% ../../nbs/core/11_learning_curves.ipynb #fa4c3a61

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from .figure_style import PREDICTION_COLOUR, TRUTH_COLOUR, method_label
 
+from .figure_style import PREDICTION_COLOUR, TRUTH_COLOUR, method_label
 from .lesions import label_lesions
 
 # %% ../../nbs/core/09_slice_grids.ipynb #663fa410

@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..core.figure_style import TRUTH_COLOUR
 from scipy import ndimage
 
+from ..core.figure_style import TRUTH_COLOUR
 from ..core.preprocessing import center_crop_or_pad
 from ..core.volume import Volume
 from .cache import CachedStudy

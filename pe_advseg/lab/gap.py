@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..core.forest_axis import forest_axis
 
+from ..core.forest_axis import forest_axis
 from ..core.paths import data_dir
 from ..data.cache import CachedStudy, build_cache
 from ..evaluation.metrics import bootstrap_mean, by_patient

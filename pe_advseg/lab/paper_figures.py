@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['SITES', 'PUBLISHED', 'comparison_figure', 'picture_table', 'knowledge_figure', 'curves_figure', 'thresholds_figure',
-           'cost_figure', 'beside_published', 'markdown_table']
+           'cost_figure', 'beside_published', 'markdown_table', 'gain_sentence', 'network_sentences']
 
 # %% ../../nbs/lab/05_paper_figures.ipynb #6c38cbed
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+
 from ..core.figure_style import METHOD_COLOURS, method_label
 from ..core.forest_axis import forest_axis
 from ..core.learning_curves import learning_curves
 from ..core.slice_grids import lesion_box, show_comparison
-
 from .results import slice_dice
 
 # %% ../../nbs/lab/05_paper_figures.ipynb #4bfe89d6
@@ -210,3 +210,40 @@ def markdown_table(table: pd.DataFrame, metric: str = 'dice') -> str:
             ]
         lines.append(f'| {method_label(name)} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+# %% ../../nbs/lab/05_paper_figures.ipynb #1fbe12fb
+def gain_sentence(table: pd.DataFrame) -> str:
+    """State the largest gain at the target hospital without target labels, and the oracle's, with their intervals.
+
+    `table`: a comparison as of `evaluate.comparison_table`.
+    """
+    target = table[(table.site == 'target') & (table.method != table.reference)].set_index('method')
+    rivals = target.drop(index='oracle', errors='ignore')
+    best = rivals.difference.idxmax()
+    told_apart = (
+        'more than its interval allows'
+        if rivals.low[best] > 0
+        else 'which its interval does not tell apart from nothing'
+    )
+    text = f'At the target hospital the largest gain without target labels is that of *{method_label(best)}*: {_gain(rivals.loc[best])} Dice, {told_apart}.'
+    if 'oracle' in target.index:
+        text += f' The oracle, which learns from the labels there, gains {_gain(target.loc["oracle"])}.'
+    return text
+
+
+def _gain(row: pd.Series) -> str:
+    "A difference with its interval, such as '+0.045 [+0.029, +0.058]'."
+    return f'{row.difference:+.3f}' + _interval(row.low, row.high, '+')
+
+# %% ../../nbs/lab/05_paper_figures.ipynb #87b2d380
+def network_sentences(table: pd.DataFrame) -> str:
+    "State what a comparison of networks says at the labelled hospital; `table` as experiment 02 writes it."
+    source = table[table.site == 'source'].set_index('method')
+    best = source.dice.idxmax()
+    sentences = [f'At this size *{best}* is best at the labelled hospital (Dice {source.dice[best]:.2f}).']
+    for name, row in source.drop(index='HRNet').iterrows():
+        verb = 'gains' if row.difference > 0 else 'loses'
+        interval = _interval(row.low, row.high, '+')
+        drawn = f'draws {row.false_positive_ml:.0f} mL falsely per patient'
+        sentences.append(f'*{name}* {verb} {abs(row.difference):.2f} ({row.difference:+.2f}{interval}) and {drawn}.')
+    return ' '.join(sentences)

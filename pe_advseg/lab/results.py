@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ..core.figure_style import save_figure
 
+from ..core.figure_style import save_figure
 from ..core.paths import figures_dir, results_dir, runs_dir, whole_file
 from ..core.preprocessing import center_crop_or_pad
 from ..evaluation.evaluate import adapt_batchnorm, predict_study

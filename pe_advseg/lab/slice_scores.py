@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+
 from ..core.figure_style import METHOD_COLOURS, method_label
 from ..core.forest_axis import forest_axis
-
 from ..core.paths import project_root
 from ..data.cache import CachedStudy
 from ..evaluation.evaluate import adapt_batchnorm, predict_study, to_native

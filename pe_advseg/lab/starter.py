@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'PARTS', 'RECIPES', 'LIMIT', 'CARD', 'Recipe', 'recipe_studies', 'train_starter', 'choose_starter',
-           'starter_card', 'ship_starter', 'starter_table']
+           'starter_card', 'ship_starter', 'starter_table', 'shipped_model_sentences']
 
 # %% ../../nbs/lab/10_starter.ipynb #cb7226ca
 import json
@@ -214,3 +214,15 @@ def starter_table(scores: pd.DataFrame, real: pd.DataFrame | None = None) -> str
             f'| {name} | {len(ill)} | {ill.dice.mean():.2f} | {ill.sensitivity.mean():.2f} | {ill.clot_ml.mean():.1f} | {ill.predicted_ml.mean():.1f} | {f"{ill.estimated_dice.mean():.2f}" if "estimated_dice" in ill else ""} |'
         )
     return '\n'.join(lines)
+
+# %% ../../nbs/lab/10_starter.ipynb #88b90830
+def shipped_model_sentences(scores: pd.DataFrame, real: pd.DataFrame) -> str:
+    "What the shipped model can do (scores on held-out synthetic patients) and what it cannot (one real patient)."
+    ill, patient = scores[scores.clot_ml > 0], real.iloc[0]
+    return (
+        f'It outlines the emboli of synthetic patients (mean Dice {ill.dice.mean():.2f} on {len(ill)} held-out ones), is '
+        'calibrated on such patients, and shows that an installation works from scan to DICOM SEG. It has never seen a '
+        f'real patient, found {patient.sensitivity:.0%} of the clot of the one on which it was scored (Dice '
+        f'{patient.dice:.2f}), and must not be used for any decision about a patient '
+        '([its card](../pe_advseg/pretrained/synthetic/README.md)).'
+    )

@@ -9,8 +9,8 @@ __all__ = ['PIXELS', 'SECOND_COLOUR', 'WINDOWS', 'OVERLAYS', 'TOOLS', 'TOOL_KEYS
 # %% ../../nbs/review/04_controls.ipynb #62d6b20d
 import ipywidgets as widgets
 import numpy as np
-from ..core.figure_style import PREDICTION_COLOUR, TRUTH_COLOUR
 
+from ..core.figure_style import PREDICTION_COLOUR, TRUTH_COLOUR
 from .view import SliceView
 
 # %% ../../nbs/review/04_controls.ipynb #49f3377b

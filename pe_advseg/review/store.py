@@ -21,15 +21,15 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
-from ..core.figure_style import save_figure
-from ..core.slice_grids import lesion_box
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
 from .. import __version__
 from ..annotation.annotation import Annotation, read_nifti, read_summary, study_name, whole_folder
 from ..core.errors import InputError
+from ..core.figure_style import save_figure
 from ..core.paths import write_whole
+from ..core.slice_grids import lesion_box
 from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
 from ..evaluation.findings import number_emboli

@@ -13,9 +13,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from ..core.figure_style import PREDICTION_COLOUR
 from scipy import ndimage
 
+from ..core.figure_style import PREDICTION_COLOUR
 from ..core.volume import Volume
 
 # %% ../../nbs/review/03_view.ipynb #a5722203

@@ -7,8 +7,8 @@ __all__ = ['describe', 'Listing', 'Looking']
 
 # %% ../../nbs/review/05_viewer.ipynb #3c29c043
 import numpy as np
-from ..core.figure_style import PREDICTION_COLOUR, TRUTH_COLOUR
 
+from ..core.figure_style import PREDICTION_COLOUR, TRUTH_COLOUR
 from ..core.probability import STEP
 from ..evaluation.findings import midline_x, side_of
 from .controls import OVERLAYS, SECOND_COLOUR, Controls
