@@ -23,6 +23,8 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from pe_advseg.training.config import TrainConfig
+from pe_advseg.training.trained_networks import load_network
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.cli.main import run_notebook
@@ -40,7 +42,7 @@ from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import NO_FINDING, RESEARCH, write_segmentation
 from pe_advseg.scans.series import read_series, write_series
 from pe_advseg.training.checkpoint import load_checkpoint, save_checkpoint
-from pe_advseg.training.run_folder import TrainConfig, is_finished, load_network
+from pe_advseg.training.run_folder import is_finished
 from pe_advseg.training.train import train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,6 +29,7 @@ from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_embolus_ids, read_study
+from pe_advseg.data.sources import is_synthetic
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.evaluation.metrics import lesion_scores, patient_scores
 from pe_advseg.phantom.phantom_files import write_hospital, write_plain_nifti
@@ -38,7 +39,6 @@ from pe_advseg.review.store import compare_masks, current, history, match_emboli
 from pe_advseg.scans.seg_write import write_segmentation
 from pe_advseg.scans.series import pixel_digest, read_series, write_series
 from pe_advseg.scans.volume_files import read_volume
-from pe_advseg.training.run_folder import is_synthetic_scan
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
 SHAPE = (12, 36, 40)
@@ -528,7 +528,7 @@ def test_synthetic_scans_stay_synthetic(tmp_path):
     volume = read_volume(study.scan)
     save_correction(tmp_path / 'deep/er/store', study.scan, volume, np.zeros(volume.shape, np.uint8), 'AB')
     [corrected] = find_studies(tmp_path / 'deep/er/store')
-    assert is_synthetic_scan(corrected.scan) and corrected.scan == study.scan.resolve()
+    assert is_synthetic(corrected.scan) and corrected.scan == study.scan.resolve()
 
 
 # ---- masks that others wrote

@@ -63,7 +63,7 @@ def test_the_main_job_leaves_tables_and_figures(home):
         'commit',
         'transductive',
     } <= set(scores.columns)
-    assert set(scores.data) == {'synthetic home and synthetic target'}
+    assert set(scores.data) == {'synthetic source and synthetic target'}
     assert {
         'supervised',
         'batchnorm_adapted',
@@ -136,7 +136,7 @@ def test_the_real_patient_as_the_unlabelled_hospital(home):
     result = pe_advseg(home, 'experiment', '03_semi_supervised', '--target', FUMPE, '--scale', 'smoke')
     assert result.returncode == 0, result.stderr[-3000:]
     scores = pd.read_csv(home / 'figures' / 'results' / '03_scores_smoke_real_fumpe.csv')
-    assert set(scores.data) == {'synthetic home and real target'} and scores.transductive.all()
+    assert set(scores.data) == {'synthetic source and real target'} and scores.transductive.all()
     away = scores[scores.site == 'target']
     assert away.patient.nunique() == 1 and abs(away.clot_ml.iloc[0] - 18.1) < 0.1  # the expert's 42,840 voxels
     assert 'oracle' not in set(scores.method)  # nobody sees the label that is scored
@@ -174,7 +174,7 @@ def test_what_to_label_next_leaves_tables_and_a_figure(home):
     assert (home / 'figures' / '08_what_to_label_next_smoke.png').read_bytes()[:4] == b'\x89PNG'
     table = pd.read_csv(home / 'figures' / 'results' / '08_strategies_smoke.csv')
     assert set(table.strategy) == {'none', 'all', 'confidence', 'entropy', 'estimated_dice', 'diversity', 'random'}
-    assert set(table['data']) == {'synthetic home and synthetic target'} and {'commit', 'split'} <= set(table.columns)
+    assert set(table['data']) == {'synthetic source and synthetic target'} and {'commit', 'split'} <= set(table.columns)
 
 
 def test_the_whole_circle_closes(home):

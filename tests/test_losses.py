@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pe_advseg.training.losses import adversarial, bce_dice, bce_dice_as_released, entropy, masked_bce
+from pe_advseg.training.losses import adversarial, bce_dice, bce_dice_as_released, masked_bce
 
 
 @pytest.fixture(autouse=True)
@@ -12,7 +12,7 @@ def seed():
     torch.manual_seed(0)
 
 
-def judge(logits, target, smooth=1e-5):
+def bce_dice_in_numpy(logits, target, smooth=1e-5):
     "Numpy, float64, one image at a time; 255 left out."
     kept = target != 255
     z, t = logits[kept].astype(np.float64), target[kept].astype(np.float64)
@@ -37,7 +37,7 @@ def test_bce_dice_equals_numpy(seed):
     if seed == 3:
         target[1] = 255  # one image entirely ignored
     assert bce_dice(torch.tensor(logits)[:, None], torch.tensor(target)).item() == pytest.approx(
-        judge(logits, target), rel=1e-5
+        bce_dice_in_numpy(logits, target), rel=1e-5
     )
 
 
@@ -53,7 +53,6 @@ def test_uint8_int_float_and_channel_axis_agree():
         bce_dice,
         lambda l, t: masked_bce(l, t, t != 255),
         lambda l, t: adversarial(l, True, t != 255),
-        lambda l, t: entropy(l, t != 255),
     ],
 )
 def test_ignored_pixels_have_exactly_zero_gradient(loss):
@@ -70,7 +69,6 @@ def test_ignored_pixels_have_exactly_zero_gradient(loss):
         bce_dice,
         lambda l, t: masked_bce(l, t, t != 255),
         lambda l, t: adversarial(l, False, t != 255),
-        lambda l, t: entropy(l, t != 255),
     ],
 )
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -91,7 +89,7 @@ def test_what_lies_under_ignored_pixels_does_not_matter():
 
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([-1e4, 1e4, -1e4, 1e4]).view(1, 1, 2, 2).requires_grad_()
-    for loss in (bce_dice(logits, torch.tensor([[[1, 0], [0, 1]]])), entropy(logits), adversarial(logits, True)):
+    for loss in (bce_dice(logits, torch.tensor([[[1, 0], [0, 1]]])), adversarial(logits, True)):
         logits.grad = None
         loss.backward()
         assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
@@ -136,15 +134,6 @@ def test_adversarial_is_minus_log_probability():
     assert adversarial(verdict, False).item() == pytest.approx(adversarial(-verdict, True).item(), rel=1e-6)
 
 
-def test_entropy_is_largest_in_the_middle():
-    assert entropy(torch.zeros(1, 1, 2, 2)).item() == pytest.approx(np.log(2))
-    assert (
-        entropy(torch.full((1, 1, 2, 2), 8.0))
-        < entropy(torch.full((1, 1, 2, 2), 2.0))
-        < entropy(torch.zeros(1, 1, 2, 2))
-    )
-
-
 @pytest.mark.parametrize(
     'call',
     [
@@ -154,7 +143,6 @@ def test_entropy_is_largest_in_the_middle():
         lambda: bce_dice_as_released(torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, 8, 8)),
         lambda: masked_bce(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8), torch.ones(1, 1, 8, 8)),
         lambda: adversarial(torch.zeros(2, 1, 8, 8), True, torch.ones(2, 4, 4)),
-        lambda: entropy(torch.zeros(2, 1, 8, 8), torch.ones(2, 4, 4)),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_not_broadcast(call):

@@ -11,6 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from pe_advseg.training.config import TrainConfig
+from pe_advseg.training.scales import SCALES
+from pe_advseg.training.update import check_finite
 
 from pe_advseg.core.errors import TrainingError
 from pe_advseg.data.cache import build_cache
@@ -18,10 +21,9 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.training.checkpoint import load_checkpoint, pack, save_checkpoint
-from pe_advseg.training.protocol import SCALES
 from pe_advseg.training.released import Defects
-from pe_advseg.training.run_folder import TrainConfig, read_history
-from pe_advseg.training.train import check_finite, train
+from pe_advseg.training.run_folder import read_history
+from pe_advseg.training.train import train
 
 SMALL = dict(network_options={'upsampling': 'bilinear'}, batch=2, patch=32)
 
@@ -55,16 +57,16 @@ def same(one: Path, two: Path) -> None:
 CHILD = """
 import pickle, sys, torch
 torch.set_num_threads(1)
-from pe_advseg.training.run_folder import TrainConfig
+from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.train import train
-from pe_advseg.data.patches import build_cache
-from pe_advseg.datasets import Study
+from pe_advseg.data.cache import build_cache
+from pe_advseg.data.studies import Study
 from pathlib import Path
 import json
-facts = json.loads(Path(sys.argv[1]).read_text())
-studies = [[Study(h, p, Path(s), Path(m)) for h, p, s, m in part] for part in facts['studies']]
-cached = [list(build_cache(part, facts['cache'], 6., progress=False).values()) for part in studies]
-print(train(TrainConfig(**facts['config']), *cached, facts['runs'], progress=False, checkpoint_every=2, log_every=1), flush=True)
+job = json.loads(Path(sys.argv[1]).read_text())
+studies = [[Study(h, p, Path(s), Path(m)) for h, p, s, m in part] for part in job['studies']]
+cached = [list(build_cache(part, job['cache'], 6., progress=False).values()) for part in studies]
+print(train(TrainConfig(**job['config']), *cached, job['runs'], progress=False, checkpoint_every=2, log_every=1), flush=True)
 """
 
 
@@ -72,7 +74,7 @@ print(train(TrainConfig(**facts['config']), *cached, facts['runs'], progress=Fal
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(hospitals, tmp_path, method):
     options = {'pseudo_start': 0.2} if method == 'feature_enhanced' else {}
     config = dict(method=method, method_options=options, steps=24, **SMALL)
-    facts = dict(
+    job = dict(
         config=config,
         cache=str(hospitals[0][0].folder.parent),
         studies=[
@@ -83,7 +85,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(hospitals, tmp_path, m
 
     def start(place):
         path = tmp_path / f'{place}.json'
-        path.write_text(json.dumps(facts | dict(runs=str(tmp_path / place))))
+        path.write_text(json.dumps(job | dict(runs=str(tmp_path / place))))
         return subprocess.Popen(
             [sys.executable, '-c', CHILD, str(path)],
             stdout=subprocess.PIPE,
@@ -130,7 +132,7 @@ import sys, torch
 from lightning_fabric import Fabric
 from pe_advseg.training.losses import bce_dice
 from pe_advseg.models.networks import build_network
-from pe_advseg.training.train import share_gradients
+from pe_advseg.training.update import share_gradients
 torch.set_num_threads(1)
 processes, out = int(sys.argv[1]), sys.argv[2]
 fabric = Fabric(accelerator='cpu', devices=processes, strategy='ddp' if processes > 1 else 'auto')
@@ -159,13 +161,13 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path)
         assert result.returncode == 0, result.stderr[-2000:]
         gradients.append(torch.load(out, weights_only=True))
     assert any(g.abs().max() > 1e-3 for g in gradients[0])
-    for one, two in zip(*gradients):
+    for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
 
 
 def test_two_processes_train_by_the_same_command(tmp_path):
     "The whole command of the README with --devices 2, at smoke scale; both processes draw different halves of the batch."
-    home = os.environ | {'PE_ADVSEG_HOME': str(tmp_path), 'OMP_NUM_THREADS': '1'}
+    environment = os.environ | {'PE_ADVSEG_HOME': str(tmp_path), 'OMP_NUM_THREADS': '1'}
     command = [
         Path(sys.executable).with_name('pe-advseg'),
         'train',
@@ -176,7 +178,7 @@ def test_two_processes_train_by_the_same_command(tmp_path):
         '--devices',
         '2',
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=home)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     (run,) = [path for path in (tmp_path / 'runs').iterdir() if path.name.startswith('feature_enhanced')]
     assert load_checkpoint(run)[1] == SCALES['smoke'].steps
@@ -207,11 +209,11 @@ def test_weight_zero_is_supervised_training_bit_for_bit(hospitals, tmp_path, met
 def test_masks_of_the_pool_are_never_looked_at(hospitals, tmp_path):
     "Training with the pool's masks and without them gives the same network."
     torch.set_num_threads(1)
-    home, away = hospitals
+    source, target = hospitals
     config, quiet = TrainConfig('style_mixing_features', steps=4, **SMALL), dict(progress=False)
     runs = [
-        train(config, home, pool, tmp_path / name, **quiet)
-        for name, pool in (('with', away), ('without', [s.without_mask() for s in away]))
+        train(config, source, pool, tmp_path / name, **quiet)
+        for name, pool in (('with', target), ('without', [s.without_mask() for s in target]))
     ]
     same(*runs)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pe_advseg.training.trained_networks import slim_run
 from scipy import stats
 
 from pe_advseg.core.errors import InputError, TrainingError
@@ -36,7 +37,6 @@ from pe_advseg.lab.runs import train_all
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
 from pe_advseg.training.protocol import prepare_setting
-from pe_advseg.training.run_folder import slim_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FUMPE = Path(os.environ.get('PE_ADVSEG_FUMPE', ROOT.parent / 'shared' / 'data' / 'FUMPE'))
@@ -421,7 +421,7 @@ def test_reliability_against_a_loop():
 def smoke(tmp_path_factory):
     setting = prepare_setting('smoke', progress=False)
     runs = train_all(
-        [(setting.scale.config('adversarial', 0, data=setting.digest), setting.train, setting.pool)],
+        [(setting.scale.config('adversarial', 0, scans_digest=setting.digest), setting.train, setting.pool)],
         tmp_path_factory.mktemp('runs'),
         workers=1,
         progress=False,

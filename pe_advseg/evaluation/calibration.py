@@ -25,9 +25,10 @@ from ..core.volume import Volume
 from ..data.cache import CachedStudy
 from ..data.read_study import read_study
 from ..data.scan_statistics import contrast_level, noise_level
+from ..data.sources import is_synthetic
 from .inference import Predictor, load_predictors, predict_volume
 from .metrics import patient_scores
-from ..training.run_folder import is_finished, is_synthetic_scan, trained_on
+from ..training.run_folder import is_finished, trained_on
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #fbfb2063
 FACTS = {
@@ -214,7 +215,7 @@ def calibrate(
         what='calibration of a run',
         weights=predictor.digest,
         threshold=threshold,
-        synthetic=all(is_synthetic_scan(study.study.scan) for study in held_out),
+        synthetic=all(is_synthetic(study.study.scan) for study in held_out),
         training=dict(scans=len(learnt), ranges={name: _range([facts[name] for facts in learnt]) for name in FACTS}),
         **fit_dice(rows),
         held_out=rows,

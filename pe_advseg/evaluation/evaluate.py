@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from ..training.config import TrainConfig
+from ..training.trained_networks import load_discriminator, load_network
 
 from ..core.errors import TrainingError
 from ..core.paths import whole_file
@@ -21,7 +23,7 @@ from ..data.patches import Draw, draw_batch
 from .inference import body_box, network_input, predict_slices, to_pixels
 from .metrics import auroc, compare_methods, patient_scores, released_scores
 from ..training.checkpoint import load_checkpoint
-from ..training.run_folder import TrainConfig, load_discriminator, load_network, read_config, trained_on
+from ..training.run_folder import read_config, trained_on
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #585e1bbe
 def predict_study(network: torch.nn.Module, study: CachedStudy, config: TrainConfig) -> np.ndarray:

@@ -155,7 +155,7 @@ def format_table(study: Study, patch: int = 96, reads: int = 200, repeats: int =
 # %% ../../nbs/lab/07_benchmarks.ipynb #b0f0d008
 def ready_step(setting: Setting):
     "A function that does one supervised step of the scale's network on a batch that lies ready."
-    from pe_advseg.training.train import Trainer, make_fabric
+    from pe_advseg.training.trainer import Trainer, make_fabric
 
     trainer = Trainer(setting.scale.config('supervised', 0, steps=10**6), make_fabric(), setting.train, [])
     ready = trainer.draw(0)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from ..training.config import TrainConfig
 from tqdm.auto import tqdm
 
 from ..core.paths import runs_dir
@@ -23,7 +24,7 @@ from ..data.patches import IGNORE, Draw, draw_batch
 from ..evaluation.evaluate import discriminator_auroc, score_run
 from ..training.protocol import Setting
 from ..training.registry import build_method
-from ..training.run_folder import TrainConfig, is_finished, read_config, read_history, steps_done
+from ..training.run_folder import is_finished, read_config, read_history, steps_done
 from ..training.train import train
 
 # %% ../../nbs/lab/00_runs.ipynb #e9433201

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from ..training.scales import Scale
+from ..training.trained_networks import load_network, slim_run
 
 from ..core.paths import data_dir
 from ..data.cache import CachedStudy, build_cache
@@ -22,8 +24,8 @@ from ..evaluation.metrics import compare_methods
 from ..models.networks import count
 from ..phantom.hospitals import HOSPITALS
 from ..phantom.phantom_files import write_hospital
-from ..training.protocol import Scale, scans_digest
-from ..training.run_folder import load_network, read_config, slim_run
+from ..training.protocol import scans_digest
+from ..training.run_folder import read_config
 from ..training.train import train
 
 # %% ../../nbs/lab/10_starter.ipynb #d92ebc48
