@@ -1,4 +1,7 @@
-"""Rows 1 to 52 of the bad-input battery, and traps that a reviewer found: a good series of twelve slices is spoiled in one way and must be read right or refused with a reason."""
+"""Rows 1 to 52 of the bad-input battery, and traps that a reviewer found.
+
+A good series of twelve slices is spoiled in one way and must be read right or refused with a reason.
+"""
 
 import base64
 import builtins
@@ -13,77 +16,36 @@ from pathlib import Path
 
 import highdicom
 import numpy as np
+import pe_advseg.scans.slice_header as slice_header
 import pydicom
 import pytest
+from pe_advseg.scans.codestream import SIZ
+from pe_advseg.scans.write_series import write_series
 from pydicom import uid
+from support.scansa_series import (
+    ALL,
+    AXIAL,
+    SECRETS,
+    datasets,
+    make_volume,
+    move,
+    refused,
+    same_world,
+    save,
+    tags,
+    tilted,
+    without_identity,
+)
 
-import pe_advseg.scans.codecs as codecs
-import pe_advseg.scans.series as dicom
+import pe_advseg.scans.series as series_reader
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
-from pe_advseg.scans.series import read_series, write_series
+from pe_advseg.scans.series import read_series
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')  # pydicom's, about what is spoiled on purpose
-AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
-SECRETS = 'PLANTED^NAME', 'PLANTED-4711'  # must never show in an error or a note
-ALL = range(12)
-
-
-def make_volume(direction=AXIAL, shape=(12, 40, 48), seed=0, origin=(-30.0, 12.5, -700.25)):
-    hu = np.random.default_rng(seed).integers(-1024, 2000, shape).astype(np.int16)
-    return Volume(hu, (1.5, 0.7, 0.8), origin, direction)
-
-
-def world(volume):
-    "All voxels by their place in the patient: independent of array order."
-    index = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing='ij'), -1).reshape(-1, 3)
-    points = volume.to_patient(index)
-    order = np.lexsort(np.round(points, 3).T)
-    return points[order], volume.hu.reshape(-1)[order]
-
-
-def same_world(a, b):
-    (points_a, hu_a), (points_b, hu_b) = world(a), world(b)
-    np.testing.assert_allclose(points_a, points_b, atol=1e-3)
-    np.testing.assert_array_equal(hu_a, hu_b)
-
-
-def save(slices, folder, names=None, **options):
-    folder.mkdir(parents=True)
-    for index, dataset in enumerate(slices):
-        dataset.save_as(folder / (names[index] if names else f'{index:02d}.dcm'), **options)
-    return folder
-
-
-def datasets(volume, folder):
-    "A volume's slices as datasets, with planted identity."
-    write_series(volume, folder, SECRETS[0])
-    slices = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
-    for dataset in slices:
-        dataset.PatientID = SECRETS[1]
-    return slices
-
-
-def without_identity(text, folder):
-    for secret in (*SECRETS, 'PLANTED', str(folder), str(folder.parent)):
-        assert secret not in text, text
 
 
 # ---- what is asked for
-
-
-def refused(words, file=None, **options):
-    "An InputError with these words, file and remedy, and nothing of the patient."
-
-    def check(folder, volume):
-        with pytest.raises(InputError) as caught:
-            read_series(folder, **options)
-        assert words in str(caught.value), str(caught.value)
-        assert file in (None, caught.value.file), str(caught.value)
-        assert caught.value.remedy and caught.value.__cause__ is None
-        without_identity(str(caught.value), folder)
-
-    return check
 
 
 def reads(note=None, same=same_world, **options):
@@ -114,38 +76,6 @@ def anything(read, volume):
 
 
 # ---- how a series is spoiled: `slices` are datasets, changed in place or returned anew
-
-
-def tags(index, **values):
-    def apply(slices):
-        for i in [index] if isinstance(index, int) else index:
-            for keyword, value in values.items():
-                if value is None:
-                    delattr(slices[i], keyword)
-                else:
-                    slices[i][keyword] = pydicom.DataElement(
-                        keyword,
-                        pydicom.datadict.dictionary_VR(pydicom.datadict.tag_for_keyword(keyword)).split(' ')[0],
-                        value,
-                        validation_mode=0,
-                    )
-
-    return apply
-
-
-def move(function):
-    def apply(slices):
-        for i, dataset in enumerate(slices):
-            dataset.ImagePositionPatient = (
-                (np.array(dataset.ImagePositionPatient, float) + function(i)).round(4).tolist()
-            )
-
-    return apply
-
-
-def tilted(degrees, **more):
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return tags(ALL, ImageOrientationPatient=[1, 0, 0, 0, round(c, 8), round(s, 8)], **more)
 
 
 def copied(index, change=lambda dataset: None, **values):
@@ -411,13 +341,13 @@ def between(action):
     "Something happens to a file after its header was read and before its pixels are."
 
     def arrange(monkeypatch, folder):
-        real = dicom.check_same
+        real = series_reader.check_same
 
         def check_same(headers):
             real(headers)
             action(folder)
 
-        monkeypatch.setattr(dicom, 'check_same', check_same)
+        monkeypatch.setattr(series_reader, 'check_same', check_same)
 
     return arrange
 
@@ -459,7 +389,7 @@ def closed_folder(monkeypatch, folder):
 
 
 def small_limit(name, value):
-    return lambda monkeypatch, folder: monkeypatch.setattr(dicom, name, value)
+    return lambda monkeypatch, folder: monkeypatch.setattr(slice_header, name, value)
 
 
 # ---- the samples
@@ -487,7 +417,10 @@ def near(limit):
 
 
 def as_libjpeg_turbo(read, volume):
-    "pydicom's sample as libjpeg-turbo decodes it (imagecodecs 2026.3.6: compared voxel by voxel, no difference; its facts are kept here)."
+    """pydicom's sample as libjpeg-turbo decodes it.
+
+    imagecodecs 2026.3.6 was compared voxel by voxel, without a difference; its shape, range and sum are kept here.
+    """
     picture = read.hu[0].astype(int) + 1024
     assert picture.shape == (1024, 256) and (picture.min(), picture.max(), picture.sum()) == (0, 264, 3767007)
 
@@ -879,12 +812,12 @@ CASES = [
     Case('43-huge-study', arrange=small_limit('MAX_VOXELS', 20000), expect=refused('billion voxels', '00.dcm')),
     Case(
         '44-jpeg2000-bomb',
-        patched(uid.JPEG2000Lossless, codecs.SIZ, 8, struct.pack('>II', 60000, 60000)),
+        patched(uid.JPEG2000Lossless, SIZ, 8, struct.pack('>II', 60000, 60000)),
         expect=refused('compressed picture is 60000 x 60000', '03.dcm'),
     ),
     Case(
         '44-jpeg2000-colours',
-        patched(uid.JPEG2000Lossless, codecs.SIZ, 40, struct.pack('>H', 9999)),
+        patched(uid.JPEG2000Lossless, SIZ, 40, struct.pack('>H', 9999)),
         expect=refused('9999 colours', '03.dcm'),
     ),
     Case(
@@ -894,7 +827,7 @@ CASES = [
     ),
     Case(
         '44-no-jpeg2000-at-all',
-        patched(uid.JPEG2000Lossless, codecs.SIZ, 0, b'\0\0\0\0'),
+        patched(uid.JPEG2000Lossless, SIZ, 0, b'\0\0\0\0'),
         expect=refused('are damaged', '03.dcm'),
     ),
     Case(

@@ -19,6 +19,7 @@ import pytest
 import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pe_advseg.scans.write_series import write_series
 from pydicom.sr.codedict import codes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -37,7 +38,7 @@ from pe_advseg.review.foreign_masks import MIRRORS, read_corrected
 from pe_advseg.review.import_corrections import import_correction, import_corrections
 from pe_advseg.review.store import compare_masks, current, history, match_emboli, read_correction, save_correction
 from pe_advseg.scans.seg_write import write_segmentation
-from pe_advseg.scans.series import pixel_digest, read_series, write_series
+from pe_advseg.scans.series import pixel_digest, read_series
 from pe_advseg.scans.volume_files import read_volume
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])

@@ -1,4 +1,7 @@
-"""Series and volume files against highdicom, pydicom, nibabel, SimpleITK and arithmetic, none of which we wrote. The bad-input battery is in test_battery_reading.py."""
+"""Series and volume files against highdicom, pydicom, nibabel, SimpleITK and arithmetic, none of which we wrote.
+
+The bad-input battery is in test_battery_reading.py.
+"""
 
 import gzip
 import importlib.util
@@ -9,17 +12,20 @@ from pathlib import Path
 import highdicom
 import nibabel
 import numpy as np
+import pe_advseg.scans.slice_header as slice_header
 import pydicom
 import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pe_advseg.scans.find_series import find_series
+from pe_advseg.scans.hounsfield import AIR
+from pe_advseg.scans.slice_header import read_header
+from pe_advseg.scans.write_series import write_series
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from scipy.spatial.transform import Rotation
-from test_battery_reading import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
+from support.scansa_series import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
 
-import pe_advseg.scans.dicom_file as dicom_file
-import pe_advseg.scans.volume_files as volume_files
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Source, Volume
 from pe_advseg.phantom.phantom_files import write_mat, write_plain_nifti, write_seg
@@ -28,7 +34,7 @@ from pe_advseg.scans.matlab_masks import read_mat_mask
 from pe_advseg.scans.multiframe import frame_headers
 from pe_advseg.scans.nifti import read_nifti_mask
 from pe_advseg.scans.seg_read import read_seg_mask
-from pe_advseg.scans.series import find_series, pixel_digest, read_series, write_series
+from pe_advseg.scans.series import pixel_digest, read_series
 from pe_advseg.scans.volume_files import read_volume
 
 few = settings(
@@ -224,7 +230,7 @@ def test_a_multiframe_file_is_parsed_once_however_many_frames_it_has(tmp_path, m
     )  # the converter begins at the head
     assert {source.file for source in volume.sources} == {'00.dcm'}
     path = tmp_path / 's' / '00.dcm'
-    headers = frame_headers(dicom_file.read_header(path, path.name), path, path.name)
+    headers = frame_headers(read_header(path, path.name), path, path.name)
     assert headers[4].file == '00.dcm frame 5'
 
 
@@ -277,7 +283,7 @@ def test_resampled_slices_show_the_patient_where_they_say(tmp_path, spoil, most_
         read_series(tmp_path / 's')
     read = read_series(tmp_path / 's', resample=True)
     expected = field(read.to_patient(np.stack(np.meshgrid(*map(np.arange, read.shape), indexing='ij'), -1)))
-    air = read.hu == dicom_file.AIR
+    air = read.hu == AIR
     assert (
         air.mean() <= most_air and np.abs(read.hu - expected)[~air].max() < 1.5
     )  # HU; stored and resampled numbers are both rounded
@@ -401,7 +407,9 @@ def test_nifti_scaling_agrees_with_nibabel(tmp_path_factory, slope, intercept, k
 
 @pytest.fixture
 def nifti(tmp_path):
-    def write(array=None, name='a.nii', affine=make_volume().nifti_affine(), **fields):
+    good_affine = make_volume().nifti_affine()
+
+    def write(array=None, name='a.nii', affine=good_affine, **fields):
         image = nibabel.Nifti1Image(make_volume().hu.transpose(2, 1, 0) if array is None else array, affine)
         for key, value in fields.items():
             image.header[key] = value
@@ -491,7 +499,7 @@ def test_cut_packed_and_huge_files(nifti, tmp_path, monkeypatch):
     )  # gzip files strung together are one
     same_world(read_volume(tmp_path / 'two.nii.gz'), make_volume())
     not_read(tmp_path / 'none.nii', 'does not exist')
-    monkeypatch.setattr(volume_files, 'MAX_VOXELS', 20000)
+    monkeypatch.setattr(slice_header, 'MAX_VOXELS', 20000)
     not_read(nifti(), 'billion voxels')
     far = bytearray(whole)
     far[108:112] = struct.pack('<f', 1e9)

@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from pe_advseg.scans.write_series import write_series
 from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
@@ -29,7 +30,7 @@ from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
 from pe_advseg.scans.rtstruct import contours, write_rtstruct
 from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import NO_FINDING, PLACE, RESEARCH, WHO, write_segmentation
-from pe_advseg.scans.series import read_series, write_series
+from pe_advseg.scans.series import read_series
 from pe_advseg.scans.source_series import has_slice_files, source_series
 from pe_advseg.scans.volume_files import read_volume
 

@@ -11,9 +11,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from pe_advseg.training.config import TrainConfig
-from pe_advseg.training.scales import SCALES
-from pe_advseg.training.update import check_finite
 
 from pe_advseg.core.errors import TrainingError
 from pe_advseg.data.cache import build_cache
@@ -21,9 +18,12 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.training.checkpoint import load_checkpoint, pack, save_checkpoint
+from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.released import Defects
 from pe_advseg.training.run_folder import read_history
+from pe_advseg.training.scales import SCALES
 from pe_advseg.training.train import train
+from pe_advseg.training.update import check_finite
 
 SMALL = dict(network_options={'upsampling': 'bilinear'}, batch=2, patch=32)
 

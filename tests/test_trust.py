@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pe_advseg.training.trained_networks import slim_run
 from scipy import stats
 
 from pe_advseg.core.errors import InputError, TrainingError
@@ -37,6 +36,7 @@ from pe_advseg.lab.runs import train_all
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
 from pe_advseg.training.protocol import prepare_setting
+from pe_advseg.training.trained_networks import slim_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FUMPE = Path(os.environ.get('PE_ADVSEG_FUMPE', ROOT.parent / 'shared' / 'data' / 'FUMPE'))

@@ -12,8 +12,6 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.training.config import TrainConfig
-from pe_advseg.training.trained_networks import load_network, slim_run
 from scipy.spatial.distance import cdist
 
 from pe_advseg.core.errors import InputError, TrainingError
@@ -25,8 +23,10 @@ from pe_advseg.evaluation.evaluate import score_run
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.review.retrain import bring_run, retrain, with_corrections
 from pe_advseg.review.worklist import STRATEGIES, possible, queue, rank, spread_out
+from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.run_folder import find_run, is_finished, read_config, trained_on
 from pe_advseg.training.train import train
+from pe_advseg.training.trained_networks import load_network, slim_run
 
 numbers = st.one_of(st.just(np.nan), st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))  # ties and gaps are common
 rows = st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=12)

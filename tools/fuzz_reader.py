@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of the readers: `make fuzz`, or FUZZ_SECONDS=600 make fuzz.
 
-Bytes of one file of a small synthetic series, of an enhanced CT, of a NIfTI, an NRRD or a MetaImage file are changed. The contract: `read_volume` gives a
-`Volume` or raises `InputError`, whose text holds nothing of the patient. Whatever else happens is printed with the file that made it happen, and fails the run.
-Seeds are made on the spot. What was found becomes a test in tests/test_dicom.py.
+Bytes of one file of a small synthetic series, of an enhanced CT, of a NIfTI, an NRRD or a MetaImage file are changed.
+The contract: `read_volume` gives a `Volume` or raises `InputError`, whose text holds nothing of the patient. Whatever
+else happens is printed with the file that made it happen, and fails the run. Seeds are made on the spot. What was found
+becomes a test in tests/test_dicom.py.
 """
 
 import contextlib
@@ -16,18 +17,7 @@ from pathlib import Path
 if __name__ == '__main__':
     import atheris
 
-    watched = atheris.instrument_imports(
-        include=[
-            'pe_advseg.scans.codecs',
-            'pe_advseg.scans.series',
-            'pe_advseg.scans.dicom_file',
-            'pe_advseg.scans.multiframe',
-            'pe_advseg.scans.resample',
-            'pe_advseg.scans.volume_files',
-            'pydicom',
-            'nibabel',
-        ]
-    )
+    watched = atheris.instrument_imports(include=['pe_advseg.scans', 'pydicom', 'nibabel'])
 else:
     watched = contextlib.nullcontext()  # pytest imports this file for its seeds
 
@@ -35,10 +25,10 @@ with watched:
     import highdicom
     import numpy as np
     import pydicom
+    from pe_advseg.scans.write_series import write_series
 
     from pe_advseg.core.errors import InputError
     from pe_advseg.core.volume import Volume
-    from pe_advseg.scans.series import write_series
     from pe_advseg.scans.volume_files import read_volume
 
 SECRET = 'PLANTED^NAME'

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from ..scans.files import list_files
 from scipy import ndimage
 from tqdm.auto import tqdm
 
@@ -30,7 +31,6 @@ from ..core.preprocessing import resample_in_plane
 from .arrays import need_blosc2, open_slices, save_slices
 from .read_study import read_study
 from .studies import Study
-from ..scans.dicom_file import list_files
 from ..scans.series import pixel_digest
 
 # %% ../../nbs/data/06_cache.ipynb #4f132802

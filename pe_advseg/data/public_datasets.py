@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from ..scans.files import list_files
 
 from ..core.errors import InputError
 from ..core.paths import write_whole
@@ -23,7 +24,6 @@ from .read_study import read_embolus_ids
 from .splits import CASES, Split, published_splits, restrict
 from .studies import Study
 from ..phantom.twins import CAD_PE_CLEAR, CAD_PE_THICK, RSPECT_COLUMNS
-from ..scans.dicom_file import list_files
 
 # %% ../../nbs/data/04_public_datasets.ipynb #ddfa6efc
 def measure(study: Study) -> dict:

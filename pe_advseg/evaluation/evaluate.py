@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..training.config import TrainConfig
-from ..training.trained_networks import load_discriminator, load_network
 
 from ..core.errors import TrainingError
 from ..core.paths import whole_file
@@ -23,7 +21,9 @@ from ..data.patches import Draw, draw_batch
 from .inference import body_box, network_input, predict_slices, to_pixels
 from .metrics import auroc, compare_methods, patient_scores, released_scores
 from ..training.checkpoint import load_checkpoint
+from ..training.config import TrainConfig
 from ..training.run_folder import read_config, trained_on
+from ..training.trained_networks import load_discriminator, load_network
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #585e1bbe
 def predict_study(network: torch.nn.Module, study: CachedStudy, config: TrainConfig) -> np.ndarray:

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..training.config import TrainConfig
-from ..training.trained_networks import load_discriminator, load_network
 
 from ..core.preprocessing import resample_in_plane, scale_hu, scale_hu_per_slice
 from ..core.probability import to_bytes
 from ..core.volume import Volume
+from ..training.config import TrainConfig
 from ..training.registry import build_method
 from ..training.run_folder import learned_from
+from ..training.trained_networks import load_discriminator, load_network
 
 # %% ../../nbs/evaluation/01_inference.ipynb #9b4e18e0
 def network_input(hu: np.ndarray, levels, config: TrainConfig) -> torch.Tensor:

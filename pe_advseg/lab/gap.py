@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..training.scales import Scale
 
 from ..core.forest_axis import forest_axis
 from ..core.paths import data_dir
@@ -19,6 +18,7 @@ from ..data.cache import CachedStudy, build_cache
 from ..data.sources import synthetic_studies
 from ..evaluation.metrics import bootstrap_mean, by_patient
 from ..phantom.hospitals import Hospital
+from ..training.scales import Scale
 
 # %% ../../nbs/lab/01_gap.ipynb #9d86a6bb
 def synthetic_sites(

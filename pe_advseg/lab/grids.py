@@ -13,8 +13,6 @@ from time import process_time
 import numpy as np
 import pandas as pd
 import torch
-from ..training.config import TrainConfig
-from ..training.trained_networks import load_network
 
 from ..data.cache import CachedStudy
 from ..evaluation.evaluate import predict_study, to_native
@@ -23,9 +21,11 @@ from .gap import synthetic_sites
 from .runs import start_jobs, train_all
 from ..models.networks import build_network, count
 from ..phantom.hospitals import Hospital
+from ..training.config import TrainConfig
 from ..training.protocol import Setting, scans_digest
 from ..training.released import Defects
 from ..training.run_folder import read_config
+from ..training.trained_networks import load_network
 
 # %% ../../nbs/lab/02_grids.ipynb #67a8cc4a
 def network_jobs(setting: Setting, seeds: int | None = None) -> list[tuple[str, tuple]]:

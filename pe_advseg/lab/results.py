@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ..training.trained_networks import load_network
 
 from ..core.figure_style import save_figure
 from ..core.paths import figures_dir, results_dir, runs_dir, whole_file
@@ -21,6 +20,7 @@ from ..core.preprocessing import center_crop_or_pad
 from ..evaluation.evaluate import adapt_batchnorm, predict_study
 from ..training.protocol import Setting
 from ..training.run_folder import read_config, read_history, versions
+from ..training.trained_networks import load_network
 
 # %% ../../nbs/lab/03_results.ipynb #8e49149d
 def result_name(name: str, scale: str, tag: str = '') -> str:

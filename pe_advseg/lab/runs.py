@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ..training.config import TrainConfig
 from tqdm.auto import tqdm
 
 from ..core.paths import runs_dir
 from ..data.cache import CachedStudy
 from ..data.patches import IGNORE, Draw, draw_batch
 from ..evaluation.evaluate import discriminator_auroc, score_run
+from ..training.config import TrainConfig
 from ..training.protocol import Setting
 from ..training.registry import build_method
 from ..training.run_folder import is_finished, read_config, read_history, steps_done

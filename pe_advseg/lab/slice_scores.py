@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..training.trained_networks import load_network
 
 from ..core.figure_style import METHOD_COLOURS, method_label
 from ..core.forest_axis import forest_axis
@@ -23,6 +22,7 @@ from ..evaluation.evaluate import adapt_batchnorm, predict_study, to_native
 from ..evaluation.metrics import compare_methods
 from .runs import in_processes
 from ..training.run_folder import read_config
+from ..training.trained_networks import load_network
 
 # %% ../../nbs/lab/04_slice_scores.ipynb #31e92c39
 def real_patient() -> Path | None:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from ..training.scales import Scale
-from ..training.trained_networks import load_network, slim_run
 
 from ..core.paths import data_dir
 from ..data.cache import CachedStudy, build_cache
@@ -26,7 +24,9 @@ from ..phantom.hospitals import HOSPITALS
 from ..phantom.phantom_files import write_hospital
 from ..training.protocol import scans_digest
 from ..training.run_folder import read_config
+from ..training.scales import Scale
 from ..training.train import train
+from ..training.trained_networks import load_network, slim_run
 
 # %% ../../nbs/lab/10_starter.ipynb #d92ebc48
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+from ..scans.header import parse_dicom
 
 from ..annotation.annotation import study_name
 from ..core.errors import MaskError
 from ..core.volume import Volume
 from ..data.read_study import mask_doubts
-from ..scans.codecs import parse_dicom
 from ..scans.mask_files import image_header, lps_affine, read_image_mask
 from ..scans.mask_values import embolus_numbers
 from ..scans.masks import place_mask

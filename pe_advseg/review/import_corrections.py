@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from ..scans.files import list_files, looks_like_dicom
+from ..scans.find_series import find_series
+from ..scans.header import parse_dicom
 
 from ..annotation.annotation import EACH, how_read, study_name
 from ..core.errors import InputError, MaskError
@@ -31,9 +34,7 @@ from pe_advseg.review.store import (
     read_started_from,
     save_correction,
 )
-from ..scans.codecs import parse_dicom
-from ..scans.dicom_file import list_files, looks_like_dicom
-from ..scans.series import find_series, pixel_digest
+from ..scans.series import pixel_digest
 from ..scans.volume_files import read_volume
 
 # %% ../../nbs/review/08_import_corrections.ipynb #b0a7c1d2

@@ -11,10 +11,6 @@ import json
 import math
 from pathlib import Path
 
-from ..training.config import TrainConfig
-from ..training.scales import SCALES
-from ..training.trained_networks import load_network, slim_run
-
 from ..annotation.annotation import whole_folder
 from ..core.errors import InputError, TrainingError
 from ..core.paths import data_dir, runs_dir, whole_file
@@ -23,10 +19,13 @@ from ..data.layouts import find_studies
 from ..data.sources import hospital_studies
 from ..data.studies import Study
 from ..evaluation.inference import pixel_size, weights_digest
+from ..training.config import TrainConfig
 from ..training.protocol import scans_digest
 from ..training.registry import build_method
 from ..training.run_folder import find_run, is_finished, read_config, trained_on
+from ..training.scales import SCALES
 from ..training.train import train
+from ..training.trained_networks import load_network, slim_run
 
 # %% ../../nbs/review/10_retrain.ipynb #0b1cd912
 def bring_run(run, folder) -> Path:

@@ -8,11 +8,11 @@ __all__ = ['read_seg_mask']
 # %% ../../nbs/scans/26_seg_read.ipynb #458662d5
 import numpy as np
 import pydicom
+from .header import parse_dicom
+from .tags import tag_numbers
 
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
-from .codecs import parse_dicom
-from .dicom_file import numbers
 from .mask_values import binary_mask
 from .masks import place_mask
 from .segment_names import clot_segments, left_out
@@ -79,9 +79,9 @@ def _frame_affine(frame: pydicom.Dataset, shared: pydicom.Dataset | None, volume
     measures = _group_item(frame, shared, 'PixelMeasuresSequence')
     plane = _group_item(frame, shared, 'PlaneOrientationSequence')
     position = _group_item(frame, shared, 'PlanePositionSequence')
-    origin = numbers(position, 'ImagePositionPatient', 3, file)
-    row, column = numbers(plane, 'ImageOrientationPatient', 6, file).reshape(2, 3)
-    spacing = numbers(measures, 'PixelSpacing', 2, file)
+    origin = tag_numbers(position, 'ImagePositionPatient', 3, file)
+    row, column = tag_numbers(plane, 'ImageOrientationPatient', 6, file).reshape(2, 3)
+    spacing = tag_numbers(measures, 'PixelSpacing', 2, file)
     between_slices = volume.direction[:, 0] * volume.spacing[0]
     affine = np.eye(4)
     affine[:3, :3] = np.stack([between_slices, column * spacing[0], row * spacing[1]], axis=1)

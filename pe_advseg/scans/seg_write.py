@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from .header import parse_dicom
+from .tags import tag_numbers, tag_text
+from .write_series import make_uid
 
 from .. import __version__
 from ..core.errors import InputError
 from ..core.paths import whole_file
 from ..core.volume import Volume
-from .codecs import parse_dicom, tag_text
-from .dicom_file import numbers
-from .series import make_uid, pixel_digest
+from .series import pixel_digest
 
 # %% ../../nbs/scans/30_seg_write.ipynb #646dc760
 def number_segments(
@@ -183,7 +184,7 @@ def clean_headers(
         first = header if first is None else first
         if short_text(tag_text(header, 'SOPInstanceUID')) != short_text(source.instance_uid):
             raise InputError(source.file, 'is not the slice that was read', remedy)
-        position, wanted = numbers(header, 'ImagePositionPatient', 3, source.file), volume.to_patient([z, 0, 0])
+        position, wanted = tag_numbers(header, 'ImagePositionPatient', 3, source.file), volume.to_patient([z, 0, 0])
         if (tag_text(header, 'Rows'), tag_text(header, 'Columns')) != tuple(map(str, volume.shape[1:])) or np.abs(
             position - wanted
         ).max() > 0.3 * max(volume.spacing):

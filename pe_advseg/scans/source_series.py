@@ -8,10 +8,12 @@ __all__ = ['DERIVED', 'has_slice_files', 'source_series']
 # %% ../../nbs/scans/33_source_series.ipynb #ab5bce86
 import dataclasses
 
+from .write_series import write_series
+
 from ..annotation.annotation import study_name, whole_folder
 from ..core.volume import Volume
 from .seg_write import identity, right_angles
-from .series import pixel_digest, write_series
+from .series import pixel_digest
 
 # %% ../../nbs/scans/33_source_series.ipynb #822c2a44
 DERIVED = {

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from .scales import SCALES, Scale
 
 from ..core.errors import InputError
 from ..core.paths import data_dir, runs_dir
@@ -20,6 +19,7 @@ from ..data.sources import is_synthetic, setting_tag
 from ..data.splits import Split, check_leak, draw_order, split_patients, write_split
 from ..data.studies import Study
 from ..phantom.hospitals import HOSPITALS
+from .scales import SCALES, Scale
 
 # %% ../../nbs/training/12_protocol.ipynb #f537ef2f
 def scans_digest(train: list[CachedStudy], pool: list[CachedStudy], pixel_mm: float | None) -> str:

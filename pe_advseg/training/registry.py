@@ -6,9 +6,8 @@
 __all__ = ['METHODS', 'SupervisedAugmented', 'build_method']
 
 # %% ../../nbs/training/06_registry.ipynb #06f04c65
-from .adversarial import Adversarial, FeatureEnhanced
-
 from ..data.augment import strong
+from .adversarial import Adversarial, FeatureEnhanced
 from .methods import Method, Step, Supervised, segmentation_loss
 from .released import FeatureEnhancedReleased
 from .style_mixing import StyleMixing, StyleMixingFeatures

@@ -9,8 +9,8 @@ __all__ = ['Defects', 'ReleasedTargets', 'FeatureEnhancedReleased']
 from dataclasses import dataclass, field, fields
 
 import torch
-from .adversarial import FeatureEnhanced, NetworkOutput, verdict
 
+from .adversarial import FeatureEnhanced, NetworkOutput, verdict
 from .losses import adversarial, bce_dice_as_released
 from .methods import CROSS_ENTROPY_WEIGHT, Step
 

@@ -17,13 +17,13 @@ import numpy
 import pandas as pd
 import timm
 import torch
-from .config import TrainConfig
 
 import pe_advseg
 from ..core.paths import project_root, runs_dir, write_whole
 from ..data.cache import CachedStudy
 from ..data.sources import is_synthetic
 from .checkpoint import load_checkpoint, save_checkpoint
+from .config import TrainConfig
 
 # %% ../../nbs/training/09_run_folder.ipynb #a8a9c8ca
 def _commit() -> str | None:

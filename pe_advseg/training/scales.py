@@ -10,10 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import TrainConfig
-
 from ..data.sources import hospital_studies
 from ..data.studies import Study
+from .config import TrainConfig
 
 # %% ../../nbs/training/11_scales.ipynb #d7bd3f5a
 @dataclass(frozen=True)

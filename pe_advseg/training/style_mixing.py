@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from .adversarial import DiscriminatorMethod, NetworkOutput
-from .ema import early_momentum, update_average
 
 from ..data.augment import boxes, fourier_style, mix, strong
 from ..data.patches import IGNORE
+from .adversarial import DiscriminatorMethod, NetworkOutput
+from .ema import early_momentum, update_average
 from .methods import Method, Step, log_pseudo_labels, segmentation_loss
 
 # %% ../../nbs/training/05_style_mixing.ipynb #ea2201ee

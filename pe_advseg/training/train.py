@@ -13,14 +13,14 @@ from time import perf_counter
 
 import filelock
 import pandas as pd
-from .config import TrainConfig
-from .trainer import Trainer, make_fabric, restore, trainer_state
 from tqdm.auto import tqdm
 
 from ..core.paths import whole_file, write_whole
 from ..data.cache import CachedStudy
 from .checkpoint import load_checkpoint, save_checkpoint
+from .config import TrainConfig
 from .run_folder import begin_run_folder, read_history
+from .trainer import Trainer, make_fabric, restore, trainer_state
 
 # %% ../../nbs/training/15_train.ipynb #75276f38
 def speed_of(trainer: Trainer, first: int, seconds: float) -> dict:

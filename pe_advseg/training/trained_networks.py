@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from .config import TrainConfig
 
 from ..core.errors import TrainingError
 from ..models.networks import build_network
 from .checkpoint import load_checkpoint, save_checkpoint
+from .config import TrainConfig
 from .registry import build_method
 from pe_advseg.training.run_folder import (
     is_finished,

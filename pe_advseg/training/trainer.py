@@ -10,17 +10,17 @@ import copy
 from pathlib import Path
 
 import torch
-from .config import TrainConfig
-from .ema import early_momentum, update_average
-from .trained_networks import empty_network, load_network
-from .update import update
 
 from ..data.augment import weak
 from ..data.cache import CachedStudy
 from ..data.patches import Batch, Draw, Loader, draw_batch
 from .checkpoint import load_checkpoint
+from .config import TrainConfig
+from .ema import early_momentum, update_average
 from .methods import Method, Step
 from .registry import build_method
+from .trained_networks import empty_network, load_network
+from .update import update
 
 # %% ../../nbs/training/14_trainer.ipynb #22a7a3f7
 def make_fabric(devices: int = 1, precision: str | None = None):
