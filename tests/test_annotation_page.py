@@ -12,21 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from pe_advseg.annotation.batch_page import write_overview
+from pe_advseg.annotation.orientation import upright
+from pe_advseg.annotation.projections import SLAB_MM, SLAB_WINDOW, place_labels, slab
+from pe_advseg.annotation.wording import options_in_words
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.annotation.annotation import Annotation
-from pe_advseg.annotation.page import ROWS, SHOWN, chosen, write_overview, write_page
-from pe_advseg.annotation.scan_pictures import (
-    COLOURS,
-    SLAB_MM,
-    SLAB_WINDOW,
-    close_up,
-    draw,
-    place_labels,
-    slab,
-    upright,
-)
+from pe_advseg.annotation.page import ROWS, SHOWN, write_page
+from pe_advseg.annotation.scan_pictures import COLOURS, close_up, draw
 from pe_advseg.core.figure_style import PREDICTION_COLOUR
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Source, Volume
@@ -300,7 +295,7 @@ def test_the_smallest_clot_keeps_its_ring_where_pixels_are_lost():
 def test_a_close_up_stays_inside_and_shows_the_whole_embolus():
     hu, numbers = np.zeros((100, 100), np.int16), np.zeros((100, 100), np.uint16)
     for row, column, extent in ((0, 0, 0), (99, 99, 0), (50, 50, 90), (50, 50, 900)):
-        whole, near = close_up(hu, numbers, (1.0, 1.0), row, column, [], '', extent)
+        whole, near = close_up(hu, numbers, (1.0, 1.0), (row, column), [], '', extent)
         top, height, left, width = whole['frame']
         assert top >= 0 and left >= 0 and top + height <= 100 and left + width <= 100
         assert top <= row <= top + height and left <= column <= left + width and height >= min(extent, 100)
@@ -403,7 +398,9 @@ def test_why_there_is_no_estimate(tmp_path):
 
 
 def test_options_in_words():
-    assert chosen({'threshold': 0.4, 'flips': True, 'window': 256, 'overlap': 0.5, 'weights': 'ema', 'new_one': 3}) == [
+    assert options_in_words(
+        {'threshold': 0.4, 'flips': True, 'window': 256, 'overlap': 0.5, 'weights': 'ema', 'new_one': 3}
+    ) == [
         'threshold 0.4',
         'mirrored copies averaged',
         'windows of 256 pixels',

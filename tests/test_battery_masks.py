@@ -12,7 +12,6 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pe_advseg.scans.write_series import write_series
 from scipy.io import savemat
 
 from pe_advseg.core.errors import InputError, MaskError
@@ -22,6 +21,7 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.public_datasets import check_manifest, write_manifest
 from pe_advseg.data.read_study import read_study
 from pe_advseg.data.splits import Split, check_leak, check_positive
+from pe_advseg.scans.write_series import write_series
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
 SHAPE = (8, 48, 48)

@@ -23,7 +23,6 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from pe_advseg.scans.write_series import write_series
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.cli.main import run_notebook
@@ -40,6 +39,7 @@ from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
 from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import NO_FINDING, RESEARCH, write_segmentation
 from pe_advseg.scans.series import read_series
+from pe_advseg.scans.write_series import write_series
 from pe_advseg.training.checkpoint import load_checkpoint, save_checkpoint
 from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.run_folder import is_finished

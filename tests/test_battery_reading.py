@@ -16,11 +16,8 @@ from pathlib import Path
 
 import highdicom
 import numpy as np
-import pe_advseg.scans.slice_header as slice_header
 import pydicom
 import pytest
-from pe_advseg.scans.codestream import SIZ
-from pe_advseg.scans.write_series import write_series
 from pydicom import uid
 from support.scansa_series import (
     ALL,
@@ -38,9 +35,12 @@ from support.scansa_series import (
 )
 
 import pe_advseg.scans.series as series_reader
+import pe_advseg.scans.slice_header as slice_header
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
+from pe_advseg.scans.codestream import SIZ
 from pe_advseg.scans.series import read_series
+from pe_advseg.scans.write_series import write_series
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')  # pydicom's, about what is spoiled on purpose
 

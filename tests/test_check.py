@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pe_advseg.scans.write_series import write_series
 from PIL import Image
 
 import pe_advseg.data.integrity as check_module
@@ -35,6 +34,7 @@ from pe_advseg.data.integrity_report import count_status, in_order, report_json,
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.studies import Study
 from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.scans.write_series import write_series
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
 

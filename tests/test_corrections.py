@@ -19,13 +19,13 @@ import pytest
 import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.scans.write_series import write_series
 from pydicom.sr.codedict import codes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from pe_advseg.annotation.annotation import Annotation, study_name, whole_folder, write_arrays
+from pe_advseg.annotation.annotation import Annotation, write_arrays
 from pe_advseg.core.errors import InputError, MaskError
+from pe_advseg.core.paths import whole_folder
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.layouts import find_studies
@@ -38,8 +38,9 @@ from pe_advseg.review.foreign_masks import MIRRORS, read_corrected
 from pe_advseg.review.import_corrections import import_correction, import_corrections
 from pe_advseg.review.store import compare_masks, current, history, match_emboli, read_correction, save_correction
 from pe_advseg.scans.seg_write import write_segmentation
-from pe_advseg.scans.series import pixel_digest, read_series
+from pe_advseg.scans.series import pixel_digest, read_series, study_name
 from pe_advseg.scans.volume_files import read_volume
+from pe_advseg.scans.write_series import write_series
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
 SHAPE = (12, 36, 40)

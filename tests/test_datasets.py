@@ -12,7 +12,6 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pe_advseg.scans.write_series import write_series
 from PIL import Image
 from pydicom.sr.codedict import codes
 from scipy.io import savemat
@@ -26,6 +25,7 @@ from pe_advseg.data.splits import Split, check_leak, draw_order, read_split, spl
 from pe_advseg.data.studies import Study
 from pe_advseg.scans.mask_values import binary_mask
 from pe_advseg.scans.series import pixel_digest, read_series
+from pe_advseg.scans.write_series import write_series
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
 SHAPE = (8, 12, 14)

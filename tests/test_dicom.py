@@ -12,30 +12,30 @@ from pathlib import Path
 import highdicom
 import nibabel
 import numpy as np
-import pe_advseg.scans.slice_header as slice_header
 import pydicom
 import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pe_advseg.scans.find_series import find_series
-from pe_advseg.scans.hounsfield import AIR
-from pe_advseg.scans.slice_header import read_header
-from pe_advseg.scans.write_series import write_series
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from scipy.spatial.transform import Rotation
 from support.scansa_series import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
 
+import pe_advseg.scans.slice_header as slice_header
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Source, Volume
 from pe_advseg.phantom.phantom_files import write_mat, write_plain_nifti, write_seg
+from pe_advseg.scans.find_series import find_series
+from pe_advseg.scans.hounsfield import AIR
 from pe_advseg.scans.mask_files import read_png_masks
 from pe_advseg.scans.matlab_masks import read_mat_mask
 from pe_advseg.scans.multiframe import frame_headers
 from pe_advseg.scans.nifti import read_nifti_mask
 from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.series import pixel_digest, read_series
+from pe_advseg.scans.slice_header import read_header
 from pe_advseg.scans.volume_files import read_volume
+from pe_advseg.scans.write_series import write_series
 
 few = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -16,7 +16,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.scans.write_series import write_series
 from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
@@ -33,6 +32,7 @@ from pe_advseg.scans.seg_write import NO_FINDING, PLACE, RESEARCH, WHO, write_se
 from pe_advseg.scans.series import read_series
 from pe_advseg.scans.source_series import has_slice_files, source_series
 from pe_advseg.scans.volume_files import read_volume
+from pe_advseg.scans.write_series import write_series
 
 FUMPE = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data' / 'FUMPE'
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])

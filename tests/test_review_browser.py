@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pe_advseg.scans.write_series import write_series
 
 import pe_advseg
-from pe_advseg.annotation.annotation import Annotation, study_name, whole_folder, write_arrays
+from pe_advseg.annotation.annotation import Annotation, write_arrays
+from pe_advseg.core.paths import whole_folder
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
-from pe_advseg.scans.series import pixel_digest
+from pe_advseg.scans.series import pixel_digest, study_name
 from pe_advseg.scans.volume_files import read_volume
+from pe_advseg.scans.write_series import write_series
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 missing = [

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.scans.write_series import write_series
 from scipy import ndimage, stats
 
 from pe_advseg.core.errors import InputError, MaskError
@@ -29,6 +28,7 @@ from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
 from pe_advseg.phantom.phantom_files import write_plain_nifti
 from pe_advseg.scans.series import pixel_digest
+from pe_advseg.scans.write_series import write_series
 
 
 def make_patient(folder: Path, name: str, seed: int = 0, shape=(8, 24, 28)) -> Study:

@@ -25,11 +25,11 @@ with watched:
     import highdicom
     import numpy as np
     import pydicom
-    from pe_advseg.scans.write_series import write_series
 
     from pe_advseg.core.errors import InputError
     from pe_advseg.core.volume import Volume
     from pe_advseg.scans.volume_files import read_volume
+    from pe_advseg.scans.write_series import write_series
 
 SECRET = 'PLANTED^NAME'
 KINDS = [

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from ..scans.files import list_files
 from scipy import ndimage
 from tqdm.auto import tqdm
 
@@ -31,6 +30,7 @@ from ..core.preprocessing import resample_in_plane
 from .arrays import need_blosc2, open_slices, save_slices
 from .read_study import read_study
 from .studies import Study
+from ..scans.files import list_files
 from ..scans.series import pixel_digest
 
 # %% ../../nbs/data/06_cache.ipynb #4f132802

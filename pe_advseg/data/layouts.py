@@ -9,13 +9,12 @@ __all__ = ['FINDERS', 'LAYOUTS', 'studies_in_layout', 'find_studies']
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..scans.files import looks_like_dicom
-
 from ..core.errors import InputError
 from .corrected_studies import corrected_studies
 from .patient_folders import file_pairs, patient_folders
 from .public_layouts import cad_pe_studies, fumpe_studies, nnunet_studies, read_studies, rspect_studies
 from .studies import Study
+from ..scans.files import looks_like_dicom
 
 # %% ../../nbs/data/04_layouts.ipynb #d93600b3
 FINDERS = {

@@ -9,10 +9,9 @@ __all__ = ['patient_folders', 'file_pairs']
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..scans.files import list_files, looks_like_dicom
-
 from ..core.errors import InputError, MaskError
 from .studies import Study, is_seg, volume_files
+from ..scans.files import list_files, looks_like_dicom
 
 # %% ../../nbs/data/01_patient_folders.ipynb #80b9d7aa
 def _file_name(file: str) -> str:

@@ -11,11 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..scans.files import list_files, looks_like_dicom
-from ..scans.header import parse_dicom
-
 from ..core.errors import InputError
 from .studies import is_seg
+from ..scans.files import list_files, looks_like_dicom
+from ..scans.header import parse_dicom
 
 # %% ../../nbs/data/06_scan_candidates.ipynb #cc42f5c3
 SCAN_ENDINGS = ('.nii.gz', '.nii', '.nrrd', '.nhdr', '.mha', '.mhd')

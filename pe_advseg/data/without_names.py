@@ -10,9 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from ..scans.files import list_files
-
 from ..core.errors import InputError
+from ..scans.files import list_files
 
 # %% ../../nbs/data/08_without_names.ipynb #44a449e7
 def _public_names(scan: Path) -> dict[str, str]:  # name -> what it is called in public

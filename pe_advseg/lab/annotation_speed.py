@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from ..scans.write_series import write_series
 
 from ..annotation.annotate import Options, annotate_scan, load_annotator
 from ..core.processes import each_in_processes
 from ..phantom.hospitals import HOSPITALS
 from ..phantom.phantom import make_study
+from ..scans.write_series import write_series
 
 # %% ../../nbs/lab/08_annotation_speed.ipynb #b9aac903
 def write_tall_scan(folder, slices: int = 300, size: int = 512, distinct: int = 60) -> Path:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from ..scans.write_series import make_uid, write_series
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError
@@ -27,6 +26,7 @@ from ..core.volume import Volume
 from .hospitals import GENERATOR_VERSION, HOSPITALS, Hospital, is_head_first
 from .phantom import make_study
 from .truth import truth_record
+from ..scans.write_series import make_uid, write_series
 
 # %% ../../nbs/phantom/08_phantom_files.ipynb #6248e57c
 def write_mat(path, mask: np.ndarray) -> None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from ..scans.write_series import write_series
 
 from ..core.errors import InputError
 from ..core.paths import write_whole
@@ -21,6 +20,7 @@ from ..core.volume import Volume
 from .hospitals import HOSPITALS, Hospital
 from .phantom import PhantomStudy, make_study
 from .phantom_files import SYNTHETIC, write_hospital, write_plain_nifti
+from ..scans.write_series import write_series
 
 # %% ../../nbs/phantom/09_twins.ipynb #47bf00ae
 CAD_PE_CLEAR, CAD_PE_THICK = (2, 31), (109, 161, 200, 202, 445, 450, 485, 592, 641, 692)  # field.md 1.2

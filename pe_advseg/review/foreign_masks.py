@@ -13,18 +13,18 @@ import re
 from pathlib import Path
 
 import numpy as np
-from ..scans.header import parse_dicom
 
-from ..annotation.annotation import study_name
 from ..core.errors import MaskError
 from ..core.volume import Volume
 from ..data.read_study import mask_doubts
+from ..scans.header import parse_dicom
 from ..scans.mask_files import image_header, lps_affine, read_image_mask
 from ..scans.mask_values import embolus_numbers
 from ..scans.masks import place_mask
 from ..scans.nifti import read_nifti_mask
 from ..scans.seg_read import read_seg_mask
 from ..scans.segment_names import clot_segments, left_out
+from ..scans.series import study_name
 
 # %% ../../nbs/review/07_foreign_masks.ipynb #d1e99e00
 def named_by(dataset) -> tuple[set, set]:  # SOPInstanceUIDs, SeriesInstanceUIDs

@@ -14,11 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ..scans.files import list_files, looks_like_dicom
-from ..scans.find_series import find_series
-from ..scans.header import parse_dicom
 
-from ..annotation.annotation import EACH, how_read, study_name
+from ..annotation.annotation import STUDY_DIGITS, recorded_reading
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
@@ -34,7 +31,10 @@ from pe_advseg.review.store import (
     read_started_from,
     save_correction,
 )
-from ..scans.series import pixel_digest
+from ..scans.files import list_files, looks_like_dicom
+from ..scans.find_series import find_series
+from ..scans.header import parse_dicom
+from ..scans.series import pixel_digest, study_name
 from ..scans.volume_files import read_volume
 
 # %% ../../nbs/review/08_import_corrections.ipynb #b0a7c1d2
@@ -113,7 +113,7 @@ def import_correction(
     "A correction that was made elsewhere becomes the study's next version. Raises InputError and MaskError."
     path, file = Path(source), file or Path(source).name
     if reading is None:
-        reading = how_read(annotation) if annotation is not None else {}
+        reading = recorded_reading(annotation) if annotation is not None else {}
     store, volume = open_store(store, make=True, dry_run=True), volume or read_volume(scan, **reading)
     if not path.is_file():
         raise InputError(file, 'is no file', 'Give a DICOM SEG, NIfTI or NRRD file')
@@ -170,7 +170,7 @@ def import_correction(
             'import',
             annotation,
             note=note,
-            pseudonym=pseudonym and pseudonym.replace(EACH, study[6:]),
+            pseudonym=pseudonym and pseudonym.replace(STUDY_DIGITS, study[6:]),
             origin=origin,
             reading=reading,
         ),
@@ -353,7 +353,7 @@ def import_corrections(
         raise InputError(source.name, 'does not exist', 'Check the path')
     studies, alone = _scans(scans, source)
     if options.get('pseudonym') and len(studies) > 1:
-        options = options | dict(pseudonym=f'{options["pseudonym"]}-{EACH}')  # one each
+        options = options | dict(pseudonym=f'{options["pseudonym"]}-{STUDY_DIGITS}')  # one each
     if reading:
         studies = [replace(study, reading=tuple(sorted(reading.items()))) for study in studies]
     here, known = (source if source.is_dir() else source.parent), Scans(studies)

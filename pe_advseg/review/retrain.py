@@ -11,9 +11,8 @@ import json
 import math
 from pathlib import Path
 
-from ..annotation.annotation import whole_folder
 from ..core.errors import InputError, TrainingError
-from ..core.paths import data_dir, runs_dir, whole_file
+from ..core.paths import data_dir, runs_dir, whole_file, whole_folder
 from ..data.cache import CachedStudy, build_cache
 from ..data.layouts import find_studies
 from ..data.sources import hospital_studies

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..annotation.annotation import Annotation, how_read, read_annotation, read_nifti, study_name
+from ..annotation.annotation import Annotation, read_annotation, recorded_reading
 from ..core.errors import InputError
 from ..core.probability import STEP
 from ..core.volume import Volume
@@ -21,6 +21,8 @@ from ..evaluation.findings import number_emboli
 from .controls import KEYS, STEPS, TOOL_KEYS, TOOLS
 from .edit import Draft, Edits, read_draft, write_draft
 from .viewer import Looking
+from ..scans.nifti import read_nifti
+from ..scans.series import study_name
 from ..scans.volume_files import read_volume
 
 # %% ../../nbs/review/06_review.ipynb #ac718ecf
@@ -292,7 +294,7 @@ def review(
 ) -> Review:  # display it; InputError if something cannot be read
     "Look at a scan in JupyterLab, correct the label, save the correction."
     if reading is None:
-        reading = how_read(annotation) if isinstance(annotation, (str, Path)) else {}
+        reading = recorded_reading(annotation) if isinstance(annotation, (str, Path)) else {}
     volume = read_volume(scan, **reading)
     numbers, probability, confidence, origin = read_label(annotation, volume)
     edits, name, folder = Edits(volume, numbers, probability), study_name(volume), Path(store)

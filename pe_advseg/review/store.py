@@ -25,18 +25,19 @@ from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
 from .. import __version__
-from ..annotation.annotation import Annotation, read_nifti, read_summary, study_name, whole_folder
+from ..annotation.annotation import Annotation, read_summary
 from ..core.errors import InputError
 from ..core.figure_style import save_figure
-from ..core.paths import write_whole
+from ..core.paths import whole_folder, write_whole
 from ..core.slice_grids import lesion_box
 from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
 from ..evaluation.findings import number_emboli
 from ..evaluation.metrics import patient_scores
 from ..phantom.phantom_files import write_plain_nifti
+from ..scans.nifti import read_nifti
 from ..scans.seg_write import number_segments, write_segmentation
-from ..scans.series import pixel_digest, read_series
+from ..scans.series import pixel_digest, read_series, study_name
 from ..scans.source_series import has_slice_files, source_series
 
 # %% ../../nbs/review/01_store.ipynb #a6a0f188

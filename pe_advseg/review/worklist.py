@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..annotation.annotation import how_read, read_summary
+from ..annotation.annotation import read_summary, recorded_reading
 from ..core.errors import InputError
 from ..core.preprocessing import resample_in_plane
 from ..core.probability import entropy_bits, to_bytes
@@ -259,7 +259,7 @@ def queue(
     "Which annotated scans to look at next; `attrs['passed_over']`: damaged folders. InputError if there is none, ValueError for a strategy that cannot be had."
     facts, done, labelled = annotation_facts(out), corrected_scans(store), None
     if strategy == 'diversity' and predictor and scans:
-        readings = [how_read(Path(out) / study) for study in facts.study]
+        readings = [recorded_reading(Path(out) / study) for study in facts.study]
         seen = embed_scans(
             predictor, scans, [reading for number, reading in enumerate(readings) if reading not in readings[:number]]
         )

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from .codestream import JPEG, JPEG_2000, check_frame, damaged_pixels
-from .header import PIXEL_TAGS
 from pydicom import uid
 
 from ..core.errors import InputError
+from .codestream import JPEG, JPEG_2000, check_frame, damaged_pixels
+from .header import PIXEL_TAGS
 
 # %% ../../nbs/scans/07_codecs.ipynb #d7ad67f4
 def wrong_pixel_size(have: int, want: int, shape: tuple, file: str) -> InputError:

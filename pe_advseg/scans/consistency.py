@@ -10,12 +10,12 @@ __all__ = ['ROUNDING', 'ODD_SLICE_REMEDY', 'PROJECTIONS', 'PICTURE_KINDS', 'MAX_
 from collections import Counter
 
 import numpy as np
+
+from ..core.errors import InputError
 from .find_series import few_names
 from .hounsfield import check_air, read_slice
 from .slice_header import SliceHeader
 from .tags import tag_text
-
-from ..core.errors import InputError
 
 # %% ../../nbs/scans/11_consistency.ipynb #f39274e6
 ROUNDING = 1e-4  # the usual values are rounded to four decimals

@@ -9,12 +9,12 @@ __all__ = ['find_series', 'few_names', 'choose_series']
 from pathlib import Path
 
 import pydicom
-from .files import list_files
-from .slice_header import read_header
-from .tags import tag_text
 
 from ..core.errors import InputError
+from .files import list_files
 from .multiframe import is_multiframe
+from .slice_header import read_header
+from .tags import tag_text
 
 # %% ../../nbs/scans/10_find_series.ipynb #a94f8214
 def find_series(folder) -> tuple[dict, list[str]]:  # series key -> [(file, header dataset)], and notes

@@ -15,10 +15,10 @@ import zlib
 from pathlib import Path
 
 import pydicom
-from .files import BoundedFile, opening
-from .tags import tag_of, tag_text
 
 from ..core.errors import InputError
+from .files import BoundedFile, opening
+from .tags import tag_of, tag_text
 
 # %% ../../nbs/scans/03_header.ipynb #ed5442e0
 PIXEL_TAGS = (

@@ -8,13 +8,13 @@ __all__ = ['AIR', 'POSSIBLE_HU', 'NO_AIR', 'check_air', 'is_possible_hu', 'resca
 # %% ../../nbs/scans/09_hounsfield.ipynb #f74fc1c0
 import numpy as np
 import pydicom
+
+from ..core.errors import InputError
 from .codestream import MAYBE_LOSSY
 from .header import transfer_syntax
 from .pixel_data import stored_numbers
 from .slice_header import SliceHeader
 from .tags import tag_number, tag_numbers, tag_text
-
-from ..core.errors import InputError
 
 # %% ../../nbs/scans/09_hounsfield.ipynb #860979e1
 AIR = -1024  # HU written where a slice is padded

@@ -9,10 +9,10 @@ __all__ = ['META_TYPES', 'metaimage_grid']
 from pathlib import Path
 
 import numpy as np
-from .nrrd import field_numbers, file_beside, text_header
-from .volume_grid import Grid
 
 from ..core.errors import InputError
+from .nrrd import field_numbers, file_beside, text_header
+from .volume_grid import Grid
 
 # %% ../../nbs/scans/18_metaimage.ipynb #e28081b8
 META_TYPES = {

@@ -10,6 +10,8 @@ import dataclasses
 from pathlib import Path
 
 import pydicom
+
+from ..core.errors import InputError
 from .header import PADDING_TAGS, PIXEL_TAGS, transfer_syntax
 from pe_advseg.scans.slice_header import (
     MULTIFRAME_CT,
@@ -20,8 +22,6 @@ from pe_advseg.scans.slice_header import (
     is_localizer,
 )
 from .tags import tag_numbers, tag_text
-
-from ..core.errors import InputError
 
 # %% ../../nbs/scans/05_multiframe.ipynb #ac02de4c
 TAGS_OF_FILE = (

@@ -9,9 +9,9 @@ __all__ = ['GZIP_MAGIC', 'NIFTI_1_BYTES', 'NIFTI_2_BYTES', 'nifti_grid']
 from pathlib import Path
 
 import numpy as np
-from .volume_grid import Grid, read_bytes
 
 from ..core.errors import InputError
+from .volume_grid import Grid, read_bytes
 
 # %% ../../nbs/scans/16_nifti_header.ipynb #74c866a8
 GZIP_MAGIC = b'\x1f\x8b'

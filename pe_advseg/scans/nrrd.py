@@ -9,9 +9,9 @@ __all__ = ['HEADER_LIMIT', 'NRRD_TYPES', 'NRRD_PACKED', 'SPACES', 'text_header',
 from pathlib import Path
 
 import numpy as np
-from .volume_grid import WRITE_WITH_GEOMETRY, Grid
 
 from ..core.errors import InputError
+from .volume_grid import WRITE_WITH_GEOMETRY, Grid
 
 # %% ../../nbs/scans/17_nrrd.ipynb #bc615853
 HEADER_LIMIT = 1 << 16  # bytes

@@ -11,13 +11,13 @@ import zlib
 
 import numpy as np
 import pydicom
+
+from ..core.errors import InputError
+from .codecs import decode, split_frames, wrong_pixel_size
 from .files import opening
 from .header import START_BYTES, parse_dicom, transfer_syntax
 from .slice_header import SliceHeader
 from .tags import tag_number, tag_text
-
-from ..core.errors import InputError
-from .codecs import decode, split_frames, wrong_pixel_size
 
 # %% ../../nbs/scans/08_pixel_data.ipynb #19df70e8
 def _changed(file: str) -> InputError:

@@ -7,11 +7,11 @@ __all__ = ['even_slices', 'untilt', 'straighten']
 
 # %% ../../nbs/scans/13_resample.ipynb #b87c0af0
 import numpy as np
+
+from ..core.errors import InputError
 from .hounsfield import AIR
 from .slice_header import MAX_VOXELS
 from .stack import MAX_TILT, is_uneven, tilt_degrees
-
-from ..core.errors import InputError
 
 # %% ../../nbs/scans/13_resample.ipynb #b61d4ef8
 def even_slices(

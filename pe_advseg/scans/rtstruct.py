@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from .write_series import make_uid
 from scipy import ndimage
 
 from .. import __version__
@@ -31,6 +30,7 @@ from pe_advseg.scans.seg_write import (
     person,
     short_text,
 )
+from .write_series import make_uid
 
 # %% ../../nbs/scans/32_rtstruct.ipynb #262b6e02
 STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # right, down, left, up; (y, x)

@@ -8,14 +8,14 @@ __all__ = ['read_seg_mask']
 # %% ../../nbs/scans/26_seg_read.ipynb #458662d5
 import numpy as np
 import pydicom
-from .header import parse_dicom
-from .tags import tag_numbers
 
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
+from .header import parse_dicom
 from .mask_values import binary_mask
 from .masks import place_mask
 from .segment_names import clot_segments, left_out
+from .tags import tag_numbers
 
 # %% ../../nbs/scans/26_seg_read.ipynb #7e172f3c
 def _code_meanings(segment: pydicom.Dataset) -> list[str]:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from .header import parse_dicom
-from .tags import tag_numbers, tag_text
-from .write_series import make_uid
 
 from .. import __version__
 from ..core.errors import InputError
 from ..core.paths import whole_file
 from ..core.volume import Volume
+from .header import parse_dicom
 from .series import pixel_digest
+from .tags import tag_numbers, tag_text
+from .write_series import make_uid
 
 # %% ../../nbs/scans/30_seg_write.ipynb #646dc760
 def number_segments(

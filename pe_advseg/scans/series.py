@@ -10,6 +10,9 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+
+from ..core.errors import InputError
+from ..core.volume import Source, Volume
 from pe_advseg.scans.consistency import (
     PROJECTIONS,
     acquisition_notes,
@@ -20,14 +23,11 @@ from pe_advseg.scans.consistency import (
 )
 from .find_series import choose_series, find_series
 from .hounsfield import read_slice
+from .multiframe import frame_headers, is_multiframe
+from .resample import straighten
 from .slice_header import SliceHeader, check_voxel_count
 from .stack import even_spacing, stack_direction
 from .tags import tag_text
-
-from ..core.errors import InputError
-from ..core.volume import Source, Volume
-from .multiframe import frame_headers, is_multiframe
-from .resample import straighten
 
 # %% ../../nbs/scans/14_series.ipynb #a155d0c7
 MIN_SLICES = 4  # of a series

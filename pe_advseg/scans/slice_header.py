@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+
+from ..core.errors import InputError
 from .files import begins_like_dicom, opening
 from .header import START_BYTES, file_meta_text, parse_header
 from .tags import tag_number, tag_numbers, tag_text
-
-from ..core.errors import InputError
 
 # %% ../../nbs/scans/04_slice_header.ipynb #f73d80ac
 MULTIFRAME_CT = (pydicom.uid.EnhancedCTImageStorage, pydicom.uid.LegacyConvertedEnhancedCTImageStorage)

@@ -8,12 +8,11 @@ __all__ = ['DERIVED', 'has_slice_files', 'source_series']
 # %% ../../nbs/scans/33_source_series.ipynb #ab5bce86
 import dataclasses
 
-from .write_series import write_series
-
-from ..annotation.annotation import study_name, whole_folder
+from ..core.paths import whole_folder
 from ..core.volume import Volume
 from .seg_write import identity, right_angles
-from .series import pixel_digest
+from .series import pixel_digest, study_name
+from .write_series import write_series
 
 # %% ../../nbs/scans/33_source_series.ipynb #822c2a44
 DERIVED = {

@@ -7,9 +7,9 @@ __all__ = ['MAX_TILT', 'MIN_WIDE_RUN', 'tilt_degrees', 'is_uneven', 'stack_direc
 
 # %% ../../nbs/scans/12_stack.ipynb #b0f956e8
 import numpy as np
-from .slice_header import SliceHeader
 
 from ..core.errors import InputError
+from .slice_header import SliceHeader
 
 # %% ../../nbs/scans/12_stack.ipynb #ee3c2880
 MAX_TILT = 0.5  # degrees between the slices' normal and the line along which they are stacked

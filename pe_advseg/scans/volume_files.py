@@ -10,16 +10,16 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+
+from ..core.errors import InputError
+from ..core.volume import Volume
 from .files import opening
 from .hounsfield import check_air, is_possible_hu
 from .metaimage import metaimage_grid
 from .nifti_header import nifti_grid
 from .nrrd import nrrd_grid
-from .volume_grid import Grid, check_grid, read_all_bytes
-
-from ..core.errors import InputError
-from ..core.volume import Volume
 from .series import read_series
+from .volume_grid import Grid, check_grid, read_all_bytes
 
 # %% ../../nbs/scans/19_volume_files.ipynb #dd62bf01
 def _check_range(low: float, high: float, file: str, assume_hu: bool) -> None:  # HU

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from .slice_header import check_voxel_count
 
 from ..core.errors import InputError
+from .slice_header import check_voxel_count
 
 # %% ../../nbs/scans/15_volume_grid.ipynb #f0cca867
 @dataclass(frozen=True)

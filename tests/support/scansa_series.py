@@ -3,11 +3,11 @@
 import numpy as np
 import pydicom
 import pytest
-from pe_advseg.scans.write_series import write_series
 
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
 from pe_advseg.scans.series import read_series
+from pe_advseg.scans.write_series import write_series
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
 SECRETS = 'PLANTED^NAME', 'PLANTED-4711'  # must never show in an error or a note
