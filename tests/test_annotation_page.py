@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from pe_advseg.annotation.batch_page import write_overview
-from pe_advseg.annotation.orientation import upright
-from pe_advseg.annotation.projections import SLAB_MM, SLAB_WINDOW, place_labels, slab
-from pe_advseg.annotation.wording import options_in_words
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.annotation.annotation import Annotation
+from pe_advseg.annotation.batch_page import write_overview
+from pe_advseg.annotation.orientation import upright
 from pe_advseg.annotation.page import ROWS, SHOWN, write_page
+from pe_advseg.annotation.projections import SLAB_MM, SLAB_WINDOW, place_labels, slab
 from pe_advseg.annotation.scan_pictures import COLOURS, close_up, draw
+from pe_advseg.annotation.wording import options_in_words
 from pe_advseg.core.figure_style import PREDICTION_COLOUR
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Source, Volume

@@ -16,6 +16,10 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from pe_advseg.scans.contours import contours
+from pe_advseg.scans.patient_identity import PATIENT_TAGS
+from pe_advseg.scans.segments import NO_FINDING, RESEARCH
+from pe_advseg.scans.source_headers import SLICE_TAGS, has_slice_files
 from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
@@ -26,11 +30,11 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
 from pe_advseg.evaluation.findings import number_emboli
 from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
-from pe_advseg.scans.rtstruct import contours, write_rtstruct
+from pe_advseg.scans.rtstruct import write_rtstruct
 from pe_advseg.scans.seg_read import read_seg_mask
-from pe_advseg.scans.seg_write import NO_FINDING, PLACE, RESEARCH, WHO, write_segmentation
+from pe_advseg.scans.seg_write import write_segmentation
 from pe_advseg.scans.series import read_series
-from pe_advseg.scans.source_series import has_slice_files, source_series
+from pe_advseg.scans.source_series import source_series
 from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.scans.write_series import write_series
 
@@ -195,7 +199,14 @@ HEADERS = {
     'as written': {},
     'FUMPE': FUMPE_BLANKS,
     'anonymised': dict.fromkeys(
-        (*WHO, 'StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID', 'Manufacturer', 'SliceThickness')
+        (
+            *PATIENT_TAGS,
+            'StudyInstanceUID',
+            'SeriesInstanceUID',
+            'FrameOfReferenceUID',
+            'Manufacturer',
+            'SliceThickness',
+        )
     ),
     'hostile': {
         'SpecificCharacterSet': 'ISO_IR 192',
@@ -259,7 +270,7 @@ def test_every_seg_and_rtstruct_conforms(tmp_path, conforms, header):
 def test_bytes_that_are_no_values(tmp_path, conforms, value):
     "In every tag that is looked at; the scan may be refused, by name of the file."
     refused = set()
-    for keyword in (*WHO, *PLACE, 'SpecificCharacterSet'):
+    for keyword in (*PATIENT_TAGS, *SLICE_TAGS, 'SpecificCharacterSet'):
         folder, tag = tmp_path / keyword, pydicom.tag.Tag(keyword)
         _, _, scan, mask = written(folder, header={'LossyImageCompression': '01'})
         for path in sorted(folder.iterdir()):

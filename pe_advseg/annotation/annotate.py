@@ -20,11 +20,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .batch_page import write_overview
+from ..scans.patient_identity import identity
+from ..scans.segments import NO_FINDING
+from ..scans.source_headers import has_slice_files
 from tqdm.auto import tqdm
 
 from .. import __version__
 from .annotation import STUDY_DIGITS, Annotation, read_summary, write_arrays
+from .batch_page import write_overview
 from .page import write_page
 from ..core.errors import InputError
 from ..core.paths import whole_file, whole_folder
@@ -36,9 +39,9 @@ from ..evaluation.calibration import doubt, doubt_facts, judge, read_trust, scan
 from ..evaluation.findings import embolus_table, number_emboli
 from ..evaluation.inference import Inference, Predictor, load_predictors, predict_volume
 from ..scans.rtstruct import write_rtstruct
-from ..scans.seg_write import NO_FINDING, identity, write_segmentation
+from ..scans.seg_write import write_segmentation
 from ..scans.series import pixel_digest, study_name
-from ..scans.source_series import has_slice_files, source_series
+from ..scans.source_series import source_series
 from ..scans.volume_files import read_volume
 from ..training.run_folder import find_run, synthetic_part
 

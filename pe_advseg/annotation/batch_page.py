@@ -8,9 +8,8 @@ __all__ = ['write_overview']
 # %% ../../nbs/annotation/07_batch_page.ipynb #8106b4eb
 from pathlib import Path
 
-from .templates import write_template
-
 from .page import RESEARCH
+from .templates import write_template
 
 # %% ../../nbs/annotation/07_batch_page.ipynb #89ccc564
 def write_overview(

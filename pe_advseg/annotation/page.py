@@ -9,13 +9,13 @@ __all__ = ['SHOWN', 'ROWS', 'RESEARCH', 'centres_of', 'stored_slice', 'pictures_
 from pathlib import Path
 
 import numpy as np
-from .orientation import slice_number, upright
-from .projections import SLAB_MM, projection
-from .templates import write_template
-from .wording import finding_in_words, time_in_words
 
 from .annotation import Annotation
+from .orientation import slice_number, upright
+from .projections import SLAB_MM, projection
 from .scan_pictures import close_up, colour_of, draw
+from .templates import write_template
+from .wording import finding_in_words, time_in_words
 from ..core.probability import STEP
 from ..core.volume import Volume
 

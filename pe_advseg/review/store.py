@@ -21,6 +21,8 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
+from ..scans.segments import number_segments
+from ..scans.source_headers import has_slice_files
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
@@ -36,9 +38,9 @@ from ..evaluation.findings import number_emboli
 from ..evaluation.metrics import patient_scores
 from ..phantom.phantom_files import write_plain_nifti
 from ..scans.nifti import read_nifti
-from ..scans.seg_write import number_segments, write_segmentation
+from ..scans.seg_write import write_segmentation
 from ..scans.series import pixel_digest, read_series, study_name
-from ..scans.source_series import has_slice_files, source_series
+from ..scans.source_series import source_series
 
 # %% ../../nbs/review/01_store.ipynb #a6a0f188
 def _numbered(mask: np.ndarray) -> np.ndarray:

@@ -7,9 +7,9 @@ __all__ = ['LARGEST_EMBOLUS', 'binary_mask', 'embolus_numbers']
 
 # %% ../../nbs/scans/21_mask_values.ipynb #5d5a2695
 import numpy as np
-from scipy import ndimage
 
 from ..core.errors import MaskError
+from ..core.lesions import label_lesions
 
 # %% ../../nbs/scans/21_mask_values.ipynb #ae540dfa
 LARGEST_EMBOLUS = 65535  # numbers of emboli are stored in 16 bits
@@ -71,5 +71,5 @@ def embolus_numbers(
         raise MaskError(file, f'numbers an embolus {found[-1]:g}', f'Use numbers up to {LARGEST_EMBOLUS}')
     if numbered or len(found) > 1:
         return values.astype(np.uint16), f'{len(found)} emboli, numbered in the file'
-    pieces, count = ndimage.label(binary, np.ones((3,) * binary.ndim))
+    pieces, count = label_lesions(binary)
     return pieces.astype(np.uint16), f'{count} emboli, counted as connected pieces'
