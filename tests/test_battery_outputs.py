@@ -23,7 +23,6 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from pe_advseg.scans.segments import NO_FINDING
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.cli.main import run_notebook
@@ -39,6 +38,7 @@ from pe_advseg.models.networks import build_network
 from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
 from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import RESEARCH, write_segmentation
+from pe_advseg.scans.segments import NO_FINDING
 from pe_advseg.scans.series import read_series
 from pe_advseg.scans.write_series import write_series
 from pe_advseg.training.checkpoint import load_checkpoint, save_checkpoint

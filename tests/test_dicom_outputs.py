@@ -16,10 +16,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.scans.contours import contours
-from pe_advseg.scans.patient_identity import PATIENT_TAGS
-from pe_advseg.scans.segments import NO_FINDING, RESEARCH
-from pe_advseg.scans.source_headers import SLICE_TAGS, has_slice_files
 from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
@@ -30,10 +26,14 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
 from pe_advseg.evaluation.findings import number_emboli
 from pe_advseg.phantom.phantom_files import FUMPE_BLANKS, write_hospital
+from pe_advseg.scans.contours import contours
+from pe_advseg.scans.patient_identity import PATIENT_TAGS
 from pe_advseg.scans.rtstruct import write_rtstruct
 from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import write_segmentation
+from pe_advseg.scans.segments import NO_FINDING, RESEARCH
 from pe_advseg.scans.series import read_series
+from pe_advseg.scans.source_headers import SLICE_TAGS, has_slice_files
 from pe_advseg.scans.source_series import source_series
 from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.scans.write_series import write_series

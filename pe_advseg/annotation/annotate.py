@@ -20,9 +20,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..scans.patient_identity import identity
-from ..scans.segments import NO_FINDING
-from ..scans.source_headers import has_slice_files
 from tqdm.auto import tqdm
 
 from .. import __version__
@@ -38,9 +35,12 @@ from ..data.without_names import without_names
 from ..evaluation.calibration import doubt, doubt_facts, judge, read_trust, scan_facts
 from ..evaluation.findings import embolus_table, number_emboli
 from ..evaluation.inference import Inference, Predictor, load_predictors, predict_volume
+from ..scans.patient_identity import identity
 from ..scans.rtstruct import write_rtstruct
 from ..scans.seg_write import write_segmentation
+from ..scans.segments import NO_FINDING
 from ..scans.series import pixel_digest, study_name
+from ..scans.source_headers import has_slice_files
 from ..scans.source_series import source_series
 from ..scans.volume_files import read_volume
 from ..training.run_folder import find_run, synthetic_part

@@ -21,8 +21,6 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
-from ..scans.segments import number_segments
-from ..scans.source_headers import has_slice_files
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
@@ -39,7 +37,9 @@ from ..evaluation.metrics import patient_scores
 from ..phantom.phantom_files import write_plain_nifti
 from ..scans.nifti import read_nifti
 from ..scans.seg_write import write_segmentation
+from ..scans.segments import number_segments
 from ..scans.series import pixel_digest, read_series, study_name
+from ..scans.source_headers import has_slice_files
 from ..scans.source_series import source_series
 
 # %% ../../nbs/review/01_store.ipynb #a6a0f188

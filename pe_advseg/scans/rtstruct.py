@@ -11,6 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from scipy import ndimage
+
+from .. import __version__
+from ..core.paths import whole_file
+from ..core.volume import Volume
 from .contours import contours
 from .patient_identity import identity
 from pe_advseg.scans.segments import (
@@ -25,11 +30,6 @@ from pe_advseg.scans.segments import (
     number_segments,
 )
 from .source_headers import source_headers
-from scipy import ndimage
-
-from .. import __version__
-from ..core.paths import whole_file
-from ..core.volume import Volume
 from .write_series import make_uid
 
 # %% ../../nbs/scans/32_rtstruct.ipynb #322bcff9

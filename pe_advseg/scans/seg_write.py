@@ -12,6 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+
+from .. import __version__
+from ..core.paths import whole_file
+from ..core.volume import Volume
 from .patient_identity import identity
 from pe_advseg.scans.segments import (
     ABNORMAL,
@@ -27,10 +31,6 @@ from pe_advseg.scans.segments import (
     number_segments,
 )
 from .source_headers import source_headers
-
-from .. import __version__
-from ..core.paths import whole_file
-from ..core.volume import Volume
 from .write_series import make_uid
 
 # %% ../../nbs/scans/30_seg_write.ipynb #acd0e8c6

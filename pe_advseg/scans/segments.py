@@ -10,10 +10,10 @@ __all__ = ['RESEARCH', 'NO_FINDING', 'EMBOLUS', 'NO_THROMBUS', 'ABNORMAL', 'ARTE
 from dataclasses import dataclass
 
 import numpy as np
-from .patient_identity import person_name, short_text
 
 from .. import __version__
 from ..core.errors import InputError
+from .patient_identity import person_name, short_text
 
 # %% ../../nbs/scans/29_segments.ipynb #dd82eace
 def _check_mask(mask: np.ndarray, shape: tuple) -> None:

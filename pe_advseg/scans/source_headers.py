@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from .patient_identity import PATIENT_TAGS, short_text
 
 from ..core.errors import InputError
 from ..core.volume import Volume
 from .header import parse_dicom
+from .patient_identity import PATIENT_TAGS, short_text
 from .series import pixel_digest
 from .tags import tag_numbers, tag_text
 from .write_series import make_uid

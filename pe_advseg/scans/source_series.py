@@ -8,12 +8,11 @@ __all__ = ['DERIVED', 'source_series']
 # %% ../../nbs/scans/33_source_series.ipynb #ab5bce86
 import dataclasses
 
-from .patient_identity import identity
-from .source_headers import has_slice_files, right_angles
-
 from ..core.paths import whole_folder
 from ..core.volume import Volume
+from .patient_identity import identity
 from .series import pixel_digest, study_name
+from .source_headers import has_slice_files, right_angles
 from .write_series import write_series
 
 # %% ../../nbs/scans/33_source_series.ipynb #822c2a44

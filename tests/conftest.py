@@ -1,0 +1,47 @@
+"""What many test files need: figures without a screen, a random scan, the real patient, a refusal."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault('MPLBACKEND', 'agg')  # before a test file imports matplotlib
+ROOT = Path(__file__).resolve().parent.parent
+AXIAL = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]])  # columns: where the array axes z, y, x point (LPS)
+
+
+@pytest.fixture(scope='session')
+def fumpe() -> Path:
+    "Folder of the real patient of FUMPE, in its published layout; the test is skipped where it is not there."
+    folder = Path(os.environ.get('PE_ADVSEG_FUMPE', ROOT.parent / 'shared' / 'data' / 'FUMPE'))
+    if not (folder / 'CT_scans').is_dir():
+        pytest.skip('the real patient lies in ../shared/data/FUMPE, which this checkout does not have')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def make_volume():
+    "Function that makes a `Volume` of random HU with unequal spacing and an origin off zero."
+    from pe_advseg.core.volume import Volume
+
+    def volume(direction=AXIAL, shape=(8, 20, 24), seed=0, spacing=(1.5, 0.7, 0.8), origin=(-30.0, 12.5, -700.25)):
+        hu = np.random.default_rng(seed).integers(-1000, 1500, shape).astype(np.int16)
+        return Volume(hu, spacing, origin, direction)
+
+    return volume
+
+
+@pytest.fixture(scope='session')
+def refused():
+    "Function that calls another one, which must raise InputError with a text that `words` (a pattern) is found in."
+    from pe_advseg.core.errors import InputError
+
+    def check(words, function, *arguments, **options):
+        with pytest.raises(InputError) as caught:
+            function(*arguments, **options)
+        assert re.search(words, str(caught.value)), str(caught.value)
+        return caught.value
+
+    return check
