@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from scipy import ndimage, stats
 
 from pe_advseg.core.errors import InputError, MaskError
@@ -26,7 +27,6 @@ from pe_advseg.data.cache import CachedStudy, build_cache, cache_study, embolus_
 from pe_advseg.data.patches import IGNORE, Draw, Loader, SliceConfig, cut, draw_batch, draw_corner
 from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
-from pe_advseg.phantom.phantom_files import write_plain_nifti
 from pe_advseg.scans.series import pixel_digest
 from pe_advseg.scans.write_series import write_series
 
