@@ -17,7 +17,6 @@ import pydicom
 import pytest
 import SimpleITK
 import torch
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 
 from pe_advseg.annotation.annotate import Annotator, Options, annotate_all, annotate_scan, find_emboli, load_annotator
 from pe_advseg.annotation.annotation import read_annotation
@@ -27,6 +26,7 @@ from pe_advseg.evaluation.inference import Inference
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
 from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.scans.write_series import write_series
 from pe_advseg.training.run_folder import find_run

@@ -23,7 +23,6 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from pe_advseg.phantom.patient_files import FUMPE_BLANKS
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.cli.main import run_notebook
@@ -36,6 +35,7 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
 from pe_advseg.evaluation.evaluate import predict_study
 from pe_advseg.models.networks import build_network
+from pe_advseg.phantom.patient_files import FUMPE_BLANKS
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.seg_write import RESEARCH, write_segmentation

@@ -19,7 +19,6 @@ import pytest
 import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pydicom.sr.codedict import codes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -35,6 +34,7 @@ from pe_advseg.data.sources import is_synthetic
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.evaluation.metrics import lesion_scores, patient_scores
 from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.foreign_masks import MIRRORS, read_corrected
 from pe_advseg.review.import_corrections import import_correction, import_corrections
 from pe_advseg.review.store import compare_masks, current, history, match_emboli, read_correction, save_correction

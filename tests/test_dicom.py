@@ -17,7 +17,6 @@ import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pe_advseg.phantom.phantom_masks import write_mat, write_plain_nifti, write_seg
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from scipy.spatial.transform import Rotation
 from support.scansa_series import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
@@ -25,6 +24,7 @@ from support.scansa_series import AXIAL, SECRETS, datasets, make_volume, move, r
 import pe_advseg.scans.slice_header as slice_header
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Source, Volume
+from pe_advseg.phantom.phantom_masks import write_mat, write_plain_nifti, write_seg
 from pe_advseg.scans.find_series import find_series
 from pe_advseg.scans.hounsfield import AIR
 from pe_advseg.scans.mask_files import read_png_masks

@@ -16,7 +16,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.phantom.patient_files import FUMPE_BLANKS
 from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
@@ -26,6 +25,7 @@ from pe_advseg.core.volume import Volume
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
 from pe_advseg.evaluation.findings import number_emboli
+from pe_advseg.phantom.patient_files import FUMPE_BLANKS
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.scans.contours import contours
 from pe_advseg.scans.patient_identity import PATIENT_TAGS

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pe_advseg.phantom.patients import draw_patient, place_grid
-from pe_advseg.phantom.scanner import scan_scene
-from pe_advseg.phantom.scene import paint_arteries, paint_scene
-from pe_advseg.phantom.vessel_tree import SUBSEGMENTAL, TRUNK
 
 from pe_advseg.core.lesions import label_lesions
 from pe_advseg.phantom.hospital_variants import without
 from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.patients import draw_patient, place_grid
 from pe_advseg.phantom.phantom import make_study
+from pe_advseg.phantom.scanner import scan_scene
+from pe_advseg.phantom.scene import paint_arteries, paint_scene
+from pe_advseg.phantom.vessel_tree import SUBSEGMENTAL, TRUNK
 
 SMALL = (12, 64, 64)
 HARBOUR, VALLEY, ISLAND = (HOSPITALS[name] for name in ('harbour', 'valley', 'island'))

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pe_advseg.phantom.patient_files import patient_name
-from pe_advseg.phantom.patients import draw_patient, is_head_first
 from scipy.io import loadmat
 
 from pe_advseg.core.errors import InputError
@@ -16,6 +14,8 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
 from pe_advseg.phantom import patient_files, phantom_files
 from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.patient_files import patient_name
+from pe_advseg.phantom.patients import draw_patient, is_head_first
 from pe_advseg.phantom.phantom import make_study
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.scans.series import read_series

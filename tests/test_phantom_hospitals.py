@@ -5,16 +5,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from pe_advseg.phantom.artefacts import average_over_motion, draw_motion
-from pe_advseg.phantom.hospital import CAUSES, LIMITS, Hospital
-from pe_advseg.phantom.lookalikes import bolus_interruption
-from pe_advseg.phantom.patients import draw_patient, place_grid
-from pe_advseg.phantom.scene import paint_scene
 from scipy import ndimage
 
+from pe_advseg.phantom.artefacts import average_over_motion, draw_motion
+from pe_advseg.phantom.hospital import CAUSES, LIMITS, Hospital
 from pe_advseg.phantom.hospital_variants import between, only, without
 from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.lookalikes import bolus_interruption
+from pe_advseg.phantom.patients import draw_patient, place_grid
 from pe_advseg.phantom.phantom import make_study
+from pe_advseg.phantom.scene import paint_scene
 
 SMALL = (12, 64, 64)
 HARBOUR, VALLEY = HOSPITALS['harbour'], HOSPITALS['valley']

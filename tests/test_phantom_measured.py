@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
+
+from pe_advseg.lab.realism import calibres, measure_scan, noise_power
 from pe_advseg.phantom.hospital import KERNELS
+from pe_advseg.phantom.hospital_variants import only
+from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.patients import draw_patient, place_grid
+from pe_advseg.phantom.phantom import make_study
 from pe_advseg.phantom.reconstruction import modulation_transfer, scanner_response
 from pe_advseg.phantom.scanner import scan_scene
 from pe_advseg.phantom.scene import paint_arteries
 from pe_advseg.phantom.vessel_tree import SEGMENTAL, TreeBuilder
-from scipy import ndimage
-
-from pe_advseg.lab.realism import calibres, measure_scan, noise_power
-from pe_advseg.phantom.hospital_variants import only
-from pe_advseg.phantom.hospitals import HOSPITALS
-from pe_advseg.phantom.phantom import make_study
 from pe_advseg.phantom.voxels import Grid
 
 HARBOUR = HOSPITALS['harbour']

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pe_advseg.phantom.patients import draw_patient
-from pe_advseg.phantom.scene import paint_arteries
-from pe_advseg.phantom.vessel_tree import MAIN, SEGMENTAL, SUBSEGMENTAL, TRUNK, TreeBuilder
 
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.phantom.emboli import Embolus
 from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.patients import draw_patient
 from pe_advseg.phantom.phantom import make_study
 from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.phantom.scene import paint_arteries
 from pe_advseg.phantom.truth import artery_table, embolus_table, obstruction_index
+from pe_advseg.phantom.vessel_tree import MAIN, SEGMENTAL, SUBSEGMENTAL, TRUNK, TreeBuilder
 from pe_advseg.phantom.voxels import Grid
 
 HARBOUR = HOSPITALS['harbour']

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from pe_advseg.phantom.twin_studies import twin_study
 
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_embolus_ids, read_study
+from pe_advseg.phantom.twin_studies import twin_study
 from pe_advseg.phantom.twins import TWINS, write_twin
 
 PATIENTS = {'FUMPE': [1, 7], 'CAD-PE': [1, 2, 109], 'READ': [1, 2], 'RSPECT': [1, 2], 'nnU-Net': [1, 2]}

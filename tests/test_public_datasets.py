@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from pe_advseg.phantom.twin_studies import twin_study
 
 import pe_advseg
 from pe_advseg.core.errors import InputError, MaskError
@@ -15,6 +14,7 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.public_datasets import PUBLIC, fumpe_table, rspect_pool
 from pe_advseg.data.read_study import read_embolus_ids, read_study
 from pe_advseg.data.splits import CASES, Split, five_folds, published_splits, restrict, write_published
+from pe_advseg.phantom.twin_studies import twin_study
 from pe_advseg.phantom.twins import write_twin
 
 FUMPE = Path(__file__).parents[1].parent / 'shared' / 'data' / 'FUMPE'

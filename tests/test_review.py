@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pydicom
 import pytest
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from test_corrections import on_disk
 
 from pe_advseg.annotation.annotation import Annotation, write_arrays
@@ -13,6 +12,7 @@ from pe_advseg.core.errors import InputError
 from pe_advseg.core.paths import whole_folder
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.evaluation.findings import embolus_table
+from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.review import review
 from pe_advseg.review.store import history, save_correction
 from pe_advseg.scans.series import pixel_digest, study_name

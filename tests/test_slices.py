@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from scipy import ndimage, stats
 
 from pe_advseg.core.errors import InputError, MaskError
@@ -27,6 +26,7 @@ from pe_advseg.data.cache import CachedStudy, build_cache, cache_study, embolus_
 from pe_advseg.data.patches import IGNORE, Draw, Loader, SliceConfig, cut, draw_batch, draw_corner
 from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
+from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.scans.series import pixel_digest
 from pe_advseg.scans.write_series import write_series
 

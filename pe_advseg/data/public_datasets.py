@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ..phantom.twin_studies import CAD_PE_CLEAR, CAD_PE_THICK
 
 from ..core.errors import InputError
 from ..core.paths import write_whole
@@ -23,6 +22,7 @@ from .layouts import find_studies
 from .read_study import read_embolus_ids
 from .splits import CASES, Split, published_splits, restrict
 from .studies import Study
+from ..phantom.twin_studies import CAD_PE_CLEAR, CAD_PE_THICK
 from ..phantom.twins import RSPECT_COLUMNS
 from ..scans.files import list_files
 

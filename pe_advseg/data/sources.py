@@ -11,13 +11,12 @@ import json
 import re
 from pathlib import Path
 
-from ..phantom.hospital import Hospital
-from ..phantom.patients import GENERATOR_VERSION
-
 from ..core.paths import data_dir
 from .layouts import find_studies
 from .studies import Study
+from ..phantom.hospital import Hospital
 from ..phantom.hospitals import HOSPITALS
+from ..phantom.patients import GENERATOR_VERSION
 from ..phantom.phantom_files import write_hospital
 
 # %% ../../nbs/data/09_sources.ipynb #75820bd5

@@ -11,13 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..phantom.hospital import Hospital
 
 from ..core.forest_axis import forest_axis
 from ..core.paths import data_dir
 from ..data.cache import CachedStudy, build_cache
 from ..data.sources import synthetic_studies
 from ..evaluation.metrics import bootstrap_mean, by_patient
+from ..phantom.hospital import Hospital
 from ..training.scales import Scale
 
 # %% ../../nbs/lab/01_gap.ipynb #9d86a6bb

@@ -13,7 +13,6 @@ from time import process_time
 import numpy as np
 import pandas as pd
 import torch
-from ..phantom.hospital import Hospital
 
 from ..data.cache import CachedStudy
 from ..evaluation.evaluate import predict_study, to_native
@@ -21,6 +20,7 @@ from ..evaluation.metrics import released_scores, threshold_curve
 from .gap import synthetic_sites
 from .runs import start_jobs, train_all
 from ..models.networks import build_network, count
+from ..phantom.hospital import Hospital
 from ..training.config import TrainConfig
 from ..training.protocol import Setting, scans_digest
 from ..training.released import Defects

@@ -7,13 +7,13 @@ __all__ = ['measure_scan', 'noise_power', 'calibres', 'measure_hospitals']
 
 # %% ../../nbs/lab/06_realism.ipynb #a40b9c2c
 import numpy as np
-from ..phantom.hospital import Hospital
 from scipy import ndimage
 
 from ..core.lesions import label_lesions
 from ..core.processes import map_in_processes
 from ..core.volume import Volume
 from ..data.scan_statistics import noise_level
+from ..phantom.hospital import Hospital
 from ..phantom.phantom import make_study
 
 # %% ../../nbs/lab/06_realism.ipynb #07c33640

@@ -9,8 +9,8 @@ __all__ = ['PUBLISHED_COLOUR', 'COLOURS', 'realism_figure']
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from .realism_table import CALIBRES, PUBLISHED
 
+from .realism_table import CALIBRES, PUBLISHED
 from ..phantom.hospitals import HOSPITALS
 
 # %% ../../nbs/lab/21_realism_figure.ipynb #1e506a40

@@ -8,6 +8,7 @@ __all__ = ['PUBLISHED', 'CALIBRES', 'hospital_row', 'realism_table']
 # %% ../../nbs/lab/20_realism_table.ipynb #88acaa3d
 import numpy as np
 import pandas as pd
+
 from ..phantom.vessel_tree import LOBAR, MAIN, SEGMENTAL, SMALL, SUBSEGMENTAL, TRUNK
 
 # %% ../../nbs/lab/20_realism_table.ipynb #978007b5

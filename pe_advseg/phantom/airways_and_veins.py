@@ -7,6 +7,7 @@ __all__ = ['BRONCHUS_SIDE', 'IN_LOBE', 'ATRIAL_VEINS', 'grow_airways', 'grow_vei
 
 # %% ../../nbs/phantom/09_airways_and_veins.ipynb #a3831a50
 import numpy as np
+
 from .body import Body
 from .vessel_growth import grow_branches, lobe_of, lung_points
 from pe_advseg.phantom.vessel_tree import (

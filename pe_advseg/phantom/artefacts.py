@@ -7,11 +7,11 @@ __all__ = ['streak_artefact', 'beam_hardening', 'draw_motion', 'average_over_mot
 
 # %% ../../nbs/phantom/22_artefacts.ipynb #de531a4b
 import numpy as np
-from .hospital import Hospital
-from .patients import patient_generator
 from scipy import fft
 from scipy.special import j0
 
+from .hospital import Hospital
+from .patients import patient_generator
 from .voxels import Grid
 
 # %% ../../nbs/phantom/22_artefacts.ipynb #ffb9776a

@@ -7,9 +7,9 @@ __all__ = ['HEART', 'AORTA', 'GREAT_VESSELS', 'is_visible', 'paint_tubes', 'pain
 
 # %% ../../nbs/phantom/18_blood.ipynb #df500294
 import numpy as np
+
 from .patients import Patient
 from .vessel_tree import Tree, TreeBuilder
-
 from .voxels import Grid, blend, ellipsoid, tube
 
 # %% ../../nbs/phantom/18_blood.ipynb #aa739445

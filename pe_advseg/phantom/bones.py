@@ -7,9 +7,9 @@ __all__ = ['paint_ribs', 'paint_spine']
 
 # %% ../../nbs/phantom/04_bones.ipynb #36879b70
 import numpy as np
+
 from .body import ellipse_distance
 from .chest_wall import SliceFrame
-
 from .voxels import blend, partial_volume
 
 # %% ../../nbs/phantom/04_bones.ipynb #868f5d76

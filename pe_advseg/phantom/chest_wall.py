@@ -9,6 +9,7 @@ __all__ = ['SliceFrame', 'draw_slice_frame', 'ramp', 'paint_outside', 'paint_wal
 from dataclasses import dataclass
 
 import numpy as np
+
 from pe_advseg.phantom.body import (
     CENTRE_Y,
     Body,
@@ -19,7 +20,6 @@ from pe_advseg.phantom.body import (
     section_size,
     soft_minimum,
 )
-
 from .voxels import Grid, Texture, blend, partial_volume
 
 # %% ../../nbs/phantom/02_chest_wall.ipynb #057fb0fd

@@ -9,6 +9,7 @@ __all__ = ['choose_artery', 'saddle_arteries', 'follow_arteries']
 from collections.abc import Iterator
 
 import numpy as np
+
 from .vessel_tree import MAIN, TRUNK, Tree
 
 # %% ../../nbs/phantom/11_clot_path.ipynb #8fa53d0a

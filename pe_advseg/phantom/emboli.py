@@ -9,6 +9,7 @@ __all__ = ['SWELLING', 'Embolus', 'lay_in_artery', 'lay_embolus', 'place_emboli'
 from dataclasses import dataclass
 
 import numpy as np
+
 from .clot_burden import share_out
 from .clot_path import choose_artery, follow_arteries, saddle_arteries
 from .vessel_tree import MAIN, Tree

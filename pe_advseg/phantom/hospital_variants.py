@@ -9,6 +9,7 @@ __all__ = ['without', 'only', 'between']
 from dataclasses import replace
 
 import numpy as np
+
 from .hospital import CAUSES, KERNELS, LIMITS, MEANS, RANGES, Hospital
 
 # %% ../../nbs/phantom/25_hospital_variants.ipynb #3c0c77dd

@@ -7,12 +7,12 @@ __all__ = ['paint_lookalikes', 'contrast_dilutions', 'bolus_interruption']
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #d9555bb1
 import numpy as np
+
 from .airways_and_veins import IN_LOBE
 from .blood import paint_tubes
 from .hospital import Hospital
 from .patients import Patient, patient_generator
 from .vessel_tree import LOBAR, MAIN, SEGMENTAL, Tree
-
 from .voxels import Grid, blend, ellipsoid, tube
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #1494e149

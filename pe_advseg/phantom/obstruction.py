@@ -7,6 +7,7 @@ __all__ = ['cross_sections', 'inside_tubes', 'artery_obstructions']
 
 # %% ../../nbs/phantom/16_obstruction.ipynb #95757a92
 import numpy as np
+
 from .patients import Patient
 
 # %% ../../nbs/phantom/16_obstruction.ipynb #c845f976

@@ -7,9 +7,9 @@ __all__ = ['paint_abdomen', 'paint_lungs']
 
 # %% ../../nbs/phantom/03_organs.ipynb #e0af0b8f
 import numpy as np
+
 from .body import ellipse_distance, lung_distance, section_size
 from .chest_wall import SliceFrame, ramp
-
 from .voxels import blend, partial_volume
 
 # %% ../../nbs/phantom/03_organs.ipynb #d434bfc1

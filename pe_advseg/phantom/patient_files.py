@@ -9,12 +9,11 @@ __all__ = ['SYNTHETIC', 'FUMPE_BLANKS', 'patient_name', 'write_patient']
 import json
 from pathlib import Path
 
+from ..core.paths import whole_file, whole_folder, write_whole
 from .hospital import Hospital
 from .patients import GENERATOR_VERSION, is_head_first
-from .phantom_masks import write_mat, write_plain_nifti, write_pngs, write_seg
-
-from ..core.paths import whole_file, whole_folder, write_whole
 from .phantom import PhantomStudy, make_study
+from .phantom_masks import write_mat, write_plain_nifti, write_pngs, write_seg
 from .truth import truth_record
 from ..scans.write_series import write_series
 

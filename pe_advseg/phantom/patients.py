@@ -9,15 +9,15 @@ __all__ = ['GENERATOR_VERSION', 'patient_generator', 'quasi_random', 'is_head_fi
 from dataclasses import dataclass
 
 import numpy as np
+
+from ..core.volume import Volume
 from .airways_and_veins import grow_airways, grow_veins
 from .body import Body, draw_body
 from .clot_burden import clot_volume
+from .emboli import Embolus, place_emboli
 from .hospital import Hospital
 from .pulmonary_arteries import grow_arteries
 from .vessel_tree import Tree
-
-from ..core.volume import Volume
-from .emboli import Embolus, place_emboli
 from .voxels import Grid
 
 # %% ../../nbs/phantom/15_patients.ipynb #af55e678

@@ -11,12 +11,12 @@ from functools import cached_property
 
 import numpy as np
 from pandas import DataFrame
+
+from ..core.volume import Volume
 from .hospital import Hospital
 from .patients import Patient, draw_patient, place_grid
 from .scanner import scan_scene
 from .scene import paint_scene
-
-from ..core.volume import Volume
 from .truth import artery_table, embolus_table, obstruction_index
 
 # %% ../../nbs/phantom/24_phantom.ipynb #f3ee6e8e

@@ -13,14 +13,14 @@ import shutil
 from pathlib import Path
 
 from filelock import FileLock
-from .hospital import Hospital
-from .patient_files import SYNTHETIC, write_patient
-from .patients import GENERATOR_VERSION
 
 from ..core.errors import InputError
 from ..core.paths import write_whole
 from ..core.processes import map_in_processes
+from .hospital import Hospital
 from .hospitals import HOSPITALS
+from .patient_files import SYNTHETIC, write_patient
+from .patients import GENERATOR_VERSION
 
 # %% ../../nbs/phantom/28_phantom_files.ipynb #1d9c55ea
 def _stamp(hospital: Hospital, patients: list, shape: tuple, layout: str, mask: str | None, truth: bool) -> dict:

@@ -9,9 +9,9 @@ __all__ = ['write_mat', 'write_plain_nifti', 'write_pngs', 'write_seg']
 from pathlib import Path
 
 import numpy as np
-from .patients import GENERATOR_VERSION
 
 from ..core.volume import Volume
+from .patients import GENERATOR_VERSION
 from ..scans.write_series import make_uid
 
 # %% ../../nbs/phantom/26_phantom_masks.ipynb #d2176d01

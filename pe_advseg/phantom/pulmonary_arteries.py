@@ -7,6 +7,7 @@ __all__ = ['grow_arteries']
 
 # %% ../../nbs/phantom/08_pulmonary_arteries.ipynb #1dd74b38
 import numpy as np
+
 from .body import Body
 from .vessel_growth import grow_branches, lobe_of, lung_points
 from pe_advseg.phantom.vessel_tree import (

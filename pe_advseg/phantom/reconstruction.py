@@ -7,6 +7,7 @@ __all__ = ['modulation_transfer', 'scanner_response']
 
 # %% ../../nbs/phantom/21_reconstruction.ipynb #50419fe8
 import numpy as np
+
 from .hospital import KERNELS
 
 # %% ../../nbs/phantom/21_reconstruction.ipynb #d23f4193

@@ -7,13 +7,13 @@ __all__ = ['scan_scene']
 
 # %% ../../nbs/phantom/23_scanner.ipynb #b4112370
 import numpy as np
+from scipy import fft
+
 from .artefacts import average_over_motion, beam_hardening, draw_motion, streak_artefact
 from .hospital import Hospital
 from .patients import Patient, patient_generator
 from .reconstruction import scanner_response
 from .scene import Scene
-from scipy import fft
-
 from .voxels import Grid
 
 # %% ../../nbs/phantom/23_scanner.ipynb #2caf7ea0

@@ -9,12 +9,12 @@ __all__ = ['Scene', 'paint_arteries', 'paint_scene']
 from dataclasses import dataclass
 
 import numpy as np
+
 from .blood import is_visible, paint_airways, paint_blood
 from .chest_wall import draw_slice_frame
 from .hospital import Hospital
 from .lookalikes import bolus_interruption, contrast_dilutions, paint_lookalikes
 from .patients import Patient, patient_generator
-
 from .thorax import paint_chest
 from .truth import swollen_radius
 from .voxels import Grid, tube

@@ -7,6 +7,7 @@ __all__ = ['paint_chest']
 
 # %% ../../nbs/phantom/05_thorax.ipynb #6d00421d
 import numpy as np
+
 from .bones import paint_ribs, paint_spine
 from .chest_wall import SliceFrame, paint_outside, paint_wall
 from .organs import paint_abdomen, paint_lungs

@@ -8,11 +8,11 @@ __all__ = ['swollen_radius', 'artery_table', 'embolus_table', 'obstruction_index
 # %% ../../nbs/phantom/17_truth.ipynb #4b831103
 import numpy as np
 from pandas import DataFrame
+
+from .emboli import SWELLING
 from .obstruction import artery_obstructions
 from .patients import Patient
 from .vessel_tree import SEGMENTAL
-
-from .emboli import SWELLING
 
 # %% ../../nbs/phantom/17_truth.ipynb #59d3a770
 def swollen_radius(patient: Patient) -> np.ndarray:

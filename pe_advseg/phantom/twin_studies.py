@@ -9,9 +9,9 @@ __all__ = ['CAD_PE_CLEAR', 'CAD_PE_THICK', 'twin_study']
 from dataclasses import replace
 
 import numpy as np
-from .hospital import Hospital
 
 from ..core.volume import Volume
+from .hospital import Hospital
 from .hospitals import HARBOUR
 from .phantom import PhantomStudy, make_study
 

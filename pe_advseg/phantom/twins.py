@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from .patient_files import SYNTHETIC
-from .phantom_masks import write_plain_nifti
-from .twin_studies import twin_study
 
 from ..core.errors import InputError
 from ..core.paths import whole_folder, write_whole
 from ..core.volume import Volume
+from .patient_files import SYNTHETIC
 from .phantom import PhantomStudy
 from .phantom_files import write_hospital
+from .phantom_masks import write_plain_nifti
+from .twin_studies import twin_study
 from ..scans.write_series import write_series
 
 # %% ../../nbs/phantom/30_twins.ipynb #0a0ab3ec

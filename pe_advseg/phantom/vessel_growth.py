@@ -7,6 +7,7 @@ __all__ = ['spread_points', 'lung_points', 'lobe_of', 'grow_branches']
 
 # %% ../../nbs/phantom/07_vessel_growth.ipynb #c3cfc532
 import numpy as np
+
 from .body import CENTRE_Y, Body, outside_lungs
 from pe_advseg.phantom.vessel_tree import (
     LEFT_LOWER,

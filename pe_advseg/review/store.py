@@ -21,7 +21,6 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
-from ..phantom.phantom_masks import write_plain_nifti
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
@@ -35,6 +34,7 @@ from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
 from ..evaluation.findings import number_emboli
 from ..evaluation.metrics import patient_scores
+from ..phantom.phantom_masks import write_plain_nifti
 from ..scans.nifti import read_nifti
 from ..scans.seg_write import write_segmentation
 from ..scans.segments import number_segments
