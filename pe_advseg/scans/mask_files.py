@@ -38,7 +38,7 @@ def image_header(path, file: str):
         raise MaskError(file, 'is no readable image file', 'Copy or write it again') from None
     return reader
 
-
+# %% ../../nbs/scans/25_mask_files.ipynb #5e59f0a6
 def lps_affine(reader) -> np.ndarray:  # (4, 4): index (z, y, x) to LPS mm
     "State a SimpleITK header's geometry as `Volume.affine` does."
     affine = np.eye(4)
@@ -57,7 +57,7 @@ def _place_by_header(values: np.ndarray, reader, volume: Volume, file: str, like
     affine = lps_affine(image_header(like, file))
     return place_mask(values, affine, volume, file)[0], 'mask placed by index: its header has another grid'
 
-
+# %% ../../nbs/scans/25_mask_files.ipynb #58dd0d90
 def read_image_mask(
     path,
     volume: Volume,

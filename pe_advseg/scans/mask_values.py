@@ -23,12 +23,12 @@ def _are_counts(found: np.ndarray) -> bool:
         whole = found.dtype.kind in 'biu'
     return bool(whole and found.min(initial=0) >= 0)
 
-
+# %% ../../nbs/scans/21_mask_values.ipynb #0f13c208
 def _look_like_numbers(positive: np.ndarray) -> bool:
     "Tell emboli 1, 2, 3 ... from a painted mask of several greys up to 255."
     return len(positive) > 1 and (255 not in positive or 254 in positive)
 
-
+# %% ../../nbs/scans/21_mask_values.ipynb #51c36cd4
 def _unknown_values(found: np.ndarray, file: str) -> MaskError:
     shown = ', '.join(f'{float(value):g}' for value in found[:6])
     more = ' and more' if len(found) > 6 else ''

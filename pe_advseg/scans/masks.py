@@ -22,7 +22,7 @@ def signed_permutation(matrix: np.ndarray) -> np.ndarray | None:
         return rounded
     return None
 
-
+# %% ../../nbs/scans/22_masks.ipynb #a0670bc2
 def corner_indices(shape: tuple) -> np.ndarray:  # (8, 3)
     "List the indices of an array's eight corner voxels."
     ends = [[0, size - 1] for size in shape]
@@ -36,7 +36,7 @@ def _place_corners(shape: tuple, to_volume: np.ndarray, turn: np.ndarray) -> tup
     shift = np.rint(exact[0] - corners[0] @ turn.T).astype(int)
     return exact, corners @ turn.T + shift
 
-
+# %% ../../nbs/scans/22_masks.ipynb #d0eae1f0
 def _reordered(values: np.ndarray, turn: np.ndarray) -> np.ndarray:
     "Reorder and flip the axes of an array as a signed permutation says."
     axes = np.abs(turn).argmax(axis=1)  # which axis of the mask becomes z, y, x
@@ -80,7 +80,7 @@ def _natural_key(name: str) -> list:
     parts = re.findall(r'\d+|\D+', name)
     return [(0, int(part), '') if part.isdecimal() else (1, 0, part) for part in parts]
 
-
+# %% ../../nbs/scans/22_masks.ipynb #6131b0d8
 def file_order(volume: Volume, file: str) -> np.ndarray:  # (slices,) rank of each slice's file, in slice order
     "Rank the slices by file name, 0 first. Raises MaskError if InstanceNumber gives another order."
     keys = [_natural_key(source.file) for source in volume.sources]

@@ -24,7 +24,7 @@ def _hdf5_shapes(path) -> dict[str, tuple]:
         inside = [name for name in stored if isinstance(stored.get(name, getlink=True), h5py.HardLink)]
         return {name: stored[name].shape[::-1] for name in inside if isinstance(stored[name], h5py.Dataset)}
 
-
+# %% ../../nbs/scans/23_matlab_masks.ipynb #5057b04b
 def matlab_shapes(path, file: str) -> tuple[dict[str, tuple], str]:  # variable -> shape as MATLAB shows it; version
     "List the arrays of a MATLAB file (version '4', '5' or '7.3') without loading them. Raises MaskError."
     import h5py
@@ -53,7 +53,7 @@ def _elements(data: memoryview):
         yield kind, data[begin + 8 : begin + 8 + size]
         begin += 8 + size
 
-
+# %% ../../nbs/scans/23_matlab_masks.ipynb #0179d692
 def _inflates_beyond(path, most: int) -> bool:
     "Tell whether the compressed parts of a MATLAB 5 file hold more than `most` bytes."
     left = most
@@ -81,7 +81,7 @@ def _hdf5_values(path, variable: str, file: str) -> np.ndarray:
             raise MaskError(file, 'keeps its mask in another file', "In MATLAB: load it and save it with '-v7'")
         return dataset[()].T if dataset.dtype.kind in 'biuf' else NOTHING
 
-
+# %% ../../nbs/scans/23_matlab_masks.ipynb #43509a4a
 def _matlab_values(path, variable: str, version: str, file: str, voxels: int) -> np.ndarray:
     "Load an array as MATLAB shows it. Raises MaskError."
     from scipy import io

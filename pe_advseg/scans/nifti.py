@@ -39,7 +39,7 @@ def _lps_affine(image) -> np.ndarray:  # (4, 4): index (z, y, x) to LPS mm
     "Turn a NIfTI affine, index (x, y, z) to RAS, into the convention of `Volume`."
     return (np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine)[:, [2, 1, 0, 3]]
 
-
+# %% ../../nbs/scans/24_nifti.ipynb #1bc469d5
 def read_nifti(path, volume: Volume) -> np.ndarray:  # (z, y, x)
     """Read the stored numbers as the volume has them, whichever way round the file is.
 
@@ -67,7 +67,7 @@ def _open_nifti(path, file: str):
         raise MaskError(file, 'is not NIfTI', 'Write it as .nii.gz')
     return image
 
-
+# %% ../../nbs/scans/24_nifti.ipynb #b1ac83cf
 def _nifti_values(image, shape: tuple, file: str) -> np.ndarray:
     "Load the array, without axes of length 1 after the third. Raises MaskError."
     try:
