@@ -9,13 +9,13 @@ __all__ = ['PUBLISHED_TRANSFER', 'real_patient', 'overlap_by_slice', 'slice_scor
 # %% ../../nbs/lab/04_slice_scores.ipynb #cb474c00
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.figure_style import METHOD_COLOURS, method_label
+from ..core.figure_style import method_label
 from ..core.forest_axis import forest_axis
+from ..core.forest_plot import Measure
 from ..core.paths import project_root
 from ..data.cache import CachedStudy
 from ..evaluation.evaluate import adapt_batchnorm, predict_study, to_native
@@ -123,39 +123,26 @@ PUBLISHED_TRANSFER = pd.DataFrame(
 
 
 def transfer_figure(table: pd.DataFrame, metric: str = 'iou') -> Figure:
-    "Left: mean over slices with its interval and the range of the seeds, published values dotted. Right: paired difference from the reference."
+    """Draw means over slices with intervals and the range of the seeds, and paired differences from the reference.
+
+    Dotted lines of IoU are published values between real data sets (arXiv 2602.19891).
+    """
     here = table[table.metric == metric]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.3 + 0.34 * len(here)), layout='constrained')
-    forest_axis(
-        here,
+    unit, reference = here.unit.iloc[0], here.reference.iloc[0]
+    published = PUBLISHED_TRANSFER[['without_adaptation', 'with_adaptation']].to_numpy().ravel()
+    mean = Measure(
         'mean',
         'mean_low',
         'mean_high',
-        reference=None,
-        xlabel=f'{metric.replace("iou", "IoU")}, mean over {here.unit.iloc[0]}',
-        axis=left,
+        f'{metric.replace("iou", "IoU")}, mean over {unit}',
+        spread=('worst_seed', 'best_seed'),
+        marks=tuple(published) if metric == 'iou' else (),
     )
-    for row, line in enumerate(here.to_dict('records')):
-        left.plot(
-            [line['worst_seed'], line['best_seed']],
-            [row + 0.25] * 2,
-            '|-',
-            color=METHOD_COLOURS.get(line['method'], '#0072B2'),
-            linewidth=0.8,
-            markersize=5,
-        )
+    difference = Measure(label=f'difference from {method_label(reference)}, paired by slice', is_difference=True)
+    title = f'Intervals over {unit}, not over patients; thin: from worst to best seed'
     if metric == 'iou':
-        for value in PUBLISHED_TRANSFER[['without_adaptation', 'with_adaptation']].to_numpy().ravel():
-            left.axvline(value, color='#888888', linestyle=':', linewidth=1, zorder=0)
-        left.set_title('dotted: published between real datasets; thin: from worst to best seed', loc='left', fontsize=9)
-    forest_axis(
-        here[here.method != here.reference],
-        xlabel=f'difference from {method_label(here.reference.iloc[0])}, paired by slice',
-        axis=right,
-    )
-    right.set_title(f'intervals over {here.unit.iloc[0]}, not over patients', loc='left', fontsize=9)
-    plt.close(figure)
-    return figure
+        title += '; dotted: published between real data sets'
+    return forest_axis(here, [mean, difference], reference=reference, title=title)
 
 # %% ../../nbs/lab/04_slice_scores.ipynb #797ff0b0
 def transfer_table(slices: pd.DataFrame, scores: pd.DataFrame) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from .contour_items import code_sequence, contour_sequence, dicom_item, image_reference
 
 from .. import __version__
 from ..core.paths import whole_file
 from ..core.volume import Volume
+from .contour_items import code_sequence, contour_sequence, dicom_item, image_reference
 from .patient_identity import identity
 from pe_advseg.scans.segments import (
     ARTERY,

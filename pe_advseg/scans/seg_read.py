@@ -8,12 +8,12 @@ __all__ = ['read_seg_mask']
 # %% ../../nbs/scans/27_seg_read.ipynb #458662d5
 import numpy as np
 import pydicom
-from .seg_frames import group_item, place_frame, slice_of_uid
 
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
 from .header import parse_dicom
 from .mask_values import binary_mask
+from .seg_frames import group_item, place_frame, slice_of_uid
 from .segment_names import clot_segments, left_out
 
 # %% ../../nbs/scans/27_seg_read.ipynb #7e172f3c
