@@ -12,15 +12,16 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from pe_advseg.data.hospital_cache import build_cache
+from pe_advseg.data.split_patients import check_positive
 from scipy.io import savemat
 
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Volume
-from pe_advseg.data.cache import build_cache
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.public_datasets import check_manifest, write_manifest
 from pe_advseg.data.read_study import read_study
-from pe_advseg.data.splits import Split, check_leak, check_positive
+from pe_advseg.data.splits import Split, check_leak
 from pe_advseg.scans.write_series import write_series
 
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from pe_advseg.data.published_splits import CASES, published_splits, write_published
+from pe_advseg.data.split_patients import five_folds
 
 import pe_advseg
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.data.layouts import find_studies
-from pe_advseg.data.public_datasets import PUBLIC, fumpe_table, rspect_pool
+from pe_advseg.data.public_datasets import PUBLIC
 from pe_advseg.data.read_study import read_embolus_ids, read_study
-from pe_advseg.data.splits import CASES, Split, five_folds, published_splits, restrict, write_published
+from pe_advseg.data.splits import Split, restrict
 from pe_advseg.phantom.twin_studies import twin_study
 from pe_advseg.phantom.twins import write_twin
 
@@ -225,8 +227,8 @@ def test_the_files_are_what_the_function_makes(tmp_path):
 def test_published_lists():
     fumpe, cad_pe, read = ([case for group in CASES[name] for case in group] for name in ('FUMPE', 'CAD-PE', 'READ'))
     assert sorted(fumpe) == [f'PAT{k:03d}' for k in range(1, 36)] and len(set(cad_pe)) == 91 and len(set(read)) == 80
-    spacing = {case: mm for mm, group in zip((1.0, 0.5, 1.5), CASES['FUMPE']) for case in group}
-    assert {case: row['z_mm'] for case, row in fumpe_table().items()} == spacing
+    by_spacing = [len(group) for group in CASES['FUMPE']]  # slices 1.0, 0.5 and 1.5 mm apart
+    assert by_spacing == [27, 6, 2] and CASES['FUMPE'][2] == ['PAT024', 'PAT032']
     splits = published_splits('CAD-PE')
     assert splits['challenge'].train == tuple(f'CAD-PE/{k:03d}' for k in range(1, 21)) and splits[
         'challenge'
@@ -283,127 +285,17 @@ def test_a_changed_split_is_refused(tmp_path, monkeypatch):
             published_splits(name)
 
 
-# ---- what verify says
-
-
-def test_verify_never_raises_for_what_it_finds(tmp_path):
-    folder = write_twin('CAD-PE', tmp_path / 'CAD-PE', [1, 2, 31])
-    (folder / 'images' / 'e9999.nrrd').write_bytes(b'x')
-    (folder / 'rs' / '002RefStd.nrrd').unlink()
-    table = PUBLIC['CAD-PE'].verify(folder).set_index(['case', 'fact'])
-    assert (
-        table.ok['all', 'unknown cases'] == 'no'
-        and table.found['all', 'unknown cases'] == ['e9999']
-        and table.ok['e9999', 'readable'] == 'no'
-    )
-    assert table.ok['002', 'labelled'] == 'no' and ('002', 'has clot') not in table.index
-    assert table.ok['031', 'has clot'] == 'yes' and table.found['031', 'has clot'] is False
-    shutil.copy(folder / 'rs' / '0001RefStd.nrrd', folder / 'rs' / '001RefStd.nrrd')
-    assert list(PUBLIC['CAD-PE'].verify(folder).ok) == ['no'] and list(
-        PUBLIC['READ'].verify(tmp_path / 'nowhere').ok
-    ) == ['no']
-
-
-def whole(name, cases, monkeypatch, **changes):
-    "The table for a whole copy whose measurements are as published, but for `changes`: reading 91 scans is not what is tested."
-    every = []
-    for case in cases:
-        expected = fumpe_table().get(case, {})
-        number = int(case.strip('e')) if name == 'CAD-PE' else 0
-        thick = (
-            f'e{number:04d}'
-            in ('e0109', 'e0161', 'e0200', 'e0202', 'e0445', 'e0450', 'e0485', 'e0592', 'e0641', 'e0692')
-            and case[0] == 'e'
-        )
-        every.append(
-            dict(
-                patient=case,
-                error='',
-                size=(512, 512),
-                axial=True,
-                labelled=True,
-                ml=1.0,
-                xy_mm=0.7,
-                clot_slices=3,
-                slices=100,
-                emboli=0 if case in ('002', '031') else 1,
-                z_mm=3.0 if thick else 0.5,
-            )
-            | expected
-        )
-    if name == 'CAD-PE':
-        for case, more in (('001', 105 - 19), ('021', 130 - 19), ('e0032', 82 - 51)):
-            next(m for m in every if m['patient'] == case)['emboli'] += more
-        for m in [m for m in every if m['z_mm'] == 0.5][:13]:
-            m['z_mm'] = 1.0
-        for m in every:
-            m['slices'] = 41256 // 91
-        every[0]['slices'] += 41256 % 91
-    for m in every:
-        m.update(changes.get(m['patient'], {}))
-    found = iter(every)
-    dataset = PUBLIC[name]
-    monkeypatch.setattr('pe_advseg.data.public_datasets.measure', lambda study: next(found))
-    monkeypatch.setattr(
-        'pe_advseg.data.public_datasets.find_studies',
-        lambda *a: [type('S', (), dict(patient=case, key=f'{name}/{case}'))() for case in cases],
-    )
-    return dataset.verify('nowhere')
-
-
-@pytest.mark.parametrize(
-    'name, wrong',
-    [
-        ('FUMPE', dict(PAT003=dict(ml=19.5))),
-        ('FUMPE', dict(PAT016=dict(emboli=14))),
-        ('FUMPE', dict(PAT024=dict(emboli=1, clot_slices=1))),
-        ('CAD-PE', {'002': dict(emboli=1)}),
-        ('CAD-PE', dict(e0161=dict(z_mm=1.0))),
-        ('CAD-PE', dict(e0032=dict(z_mm=3.0))),
-        ('CAD-PE', {'040': dict(emboli=2)}),
-        ('CAD-PE', {'003': dict(axial=False)}),
-    ],
-)
-def test_a_whole_copy_is_yes_throughout_and_one_change_is_found(name, wrong, monkeypatch):
-    cases = sorted(case for group in CASES[name] for case in group)
-    table = whole(name, cases, monkeypatch)
-    assert set(table.ok) == {'yes'}, table[table.ok != 'yes']
-    changed = whole(name, cases, monkeypatch, **wrong)
-    assert 'no' in set(changed.ok) and set(changed[changed.ok == 'no'].case) <= {*wrong, 'all'}
-
-
-def test_rspect(tmp_path):
-    folder = write_twin('RSPECT', tmp_path / 'RSPECT', 3)
-    table = PUBLIC['RSPECT'].verify(folder).set_index(['case', 'fact'])
-    assert (
-        table.ok['all', 'columns'] == 'yes'
-        and table.ok['all', 'slices in train.csv'] == 'partial copy: 3 of 7279'
-        and (table.xs('slices', level='fact').ok == 'yes').all()
-    )
-    everyone = rspect_pool(folder)
-    kept = rspect_pool(folder, dict(qa_motion=0, qa_contrast=0, indeterminate=0, flow_artifact=0))
-    assert len(everyone) == 3 and len(kept) == 1 and {study.mask for study in everyone} == {None}
-    assert (
-        len(rspect_pool(folder, dict(negative_exam_for_pe=1))) + len(rspect_pool(folder, dict(negative_exam_for_pe=0)))
-        == 3
-    )
-    next(everyone[0].scan.rglob('*.dcm')).unlink()
-    assert (PUBLIC['RSPECT'].verify(folder).query('fact == "slices"').ok == 'no').sum() == 1
-    text = (folder / 'train.csv').read_text()
-    (folder / 'train.csv').write_text('\n'.join(line for line in text.splitlines() if everyone[0].patient not in line))
-    with pytest.raises(InputError, match='says nothing about 1 of the 3 studies'):
-        rspect_pool(folder, dict(qa_motion=0))
-    (folder / 'train.csv').write_text(text.replace('qa_motion', 'motion'))
-    assert 'lacks the column qa_motion' in PUBLIC['RSPECT'].verify(folder).query('fact == "train.csv"').found.item()
+# ---- the real patient
 
 
 @pytest.mark.skipif(
     not FUMPE.is_dir(), reason='the real patient of FUMPE lies beside the project (../shared/data/FUMPE), not here'
 )
 def test_the_real_patient_is_as_published():
-    table = PUBLIC['FUMPE'].verify(FUMPE).set_index(['case', 'fact'])
-    assert (
-        table.ok['all', 'patients'] == 'partial copy: 1 of 35'
-        and len(table.loc['PAT029']) == 7
-        and set(table.loc['PAT029'].ok) == {'yes'}
-    )
+    "Slices, spacing, slices with clot, pieces and mL of PAT029, as measured on the whole of FUMPE."
+    [study] = PUBLIC['FUMPE'].studies(FUMPE)
+    volume, ids = read_embolus_ids(study)
+    assert study.patient == 'PAT029' and len(volume.hu) == 197
+    assert volume.spacing == pytest.approx((1.0, 0.65, 0.65), abs=0.002)
+    assert ids.any((1, 2)).sum() == 61 and len(np.unique(ids[ids > 0])) == 4
+    assert (ids > 0).sum() * volume.voxel_ml == pytest.approx(18.12, abs=0.03)

@@ -16,13 +16,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pe_advseg.data.hospital_cache import build_cache
+from pe_advseg.data.study_cache import cache_study
 from scipy import ndimage, stats
 
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Volume
-from pe_advseg.data import cache as cache_module
+from pe_advseg.data import content_digests, study_cache
 from pe_advseg.data.arrays import CompressedArray, open_slices, save_slices
-from pe_advseg.data.cache import CachedStudy, build_cache, cache_study, embolus_points
+from pe_advseg.data.cache import CachedStudy, embolus_points
 from pe_advseg.data.patches import IGNORE, Draw, Loader, SliceConfig, cut, draw_batch, draw_corner
 from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
@@ -52,7 +54,7 @@ def arrays(cached) -> tuple:
 
 
 def same(one, two) -> None:
-    for a, b in zip(arrays(one), arrays(two)):
+    for a, b in zip(arrays(one), arrays(two), strict=False):
         np.testing.assert_array_equal(a, b)
     assert (one.positive, one.pixel_digest, one.spacing, one.native_shape) == (
         two.positive,
@@ -99,12 +101,12 @@ def test_a_copy_with_equal_dates_but_other_pixels_is_another_study(study, tmp_pa
         os.utime(copy / file.name, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
     shutil.rmtree(study.scan)
     shutil.move(copy, study.scan)
-    assert cache_study(study, tmp_path / 'cache').pixels == second.pixel_digest
+    assert cache_study(study, tmp_path / 'cache').pixel_digest == second.pixel_digest
 
 
 def test_new_dates_or_a_new_place_do_not_read_it_again(study, tmp_path, monkeypatch):
     first = cache_study(study, tmp_path / 'cache')
-    monkeypatch.setattr(cache_module, 'read_study', None)  # whoever reads now, fails
+    monkeypatch.setattr(study_cache, 'read_study', None)  # whoever reads now, fails
     for file in study.scan.glob('*'):
         os.utime(file, (0, 0))
     assert cache_study(study, tmp_path / 'cache').folder == first.folder
@@ -115,9 +117,9 @@ def test_new_dates_or_a_new_place_do_not_read_it_again(study, tmp_path, monkeypa
 def test_untouched_files_are_not_even_read(study, tmp_path, monkeypatch):
     first = cache_study(study, tmp_path / 'cache')
     later = time.time() + 10
-    monkeypatch.setattr(cache_module.time, 'time', lambda: later)  # ten seconds on: what was seen may be remembered
+    monkeypatch.setattr(content_digests.time, 'time', lambda: later)  # ten seconds on: what was seen may be remembered
     cache_study(study, tmp_path / 'cache')
-    monkeypatch.setattr(cache_module, '_file_sha', None)
+    monkeypatch.setattr(content_digests, '_digest_or_error', None)
     assert cache_study(study, tmp_path / 'cache').folder == first.folder
     assert build_cache([study], tmp_path / 'cache', progress=False)['place/one'].folder == first.folder
 
@@ -162,16 +164,16 @@ def test_a_damaged_cache_is_made_anew(study, tmp_path, name, pixel):
     home = next(path.parent for path in (tmp_path / 'cache').glob('*/study.json'))
     DAMAGES[name](home)
     again = cache_study(study, tmp_path / 'cache', pixel)
-    for one, two in zip(arrays(again), right):
+    for one, two in zip(arrays(again), right, strict=False):
         np.testing.assert_array_equal(one, two)
     assert again.positive == (2, 3, 6)
-    assert not list((tmp_path / 'cache').glob('part-*'))
+    assert not list((tmp_path / 'cache').glob('.partial-*'))
 
 
 def test_damage_is_seen_through_a_memo(study, tmp_path, monkeypatch):
     "The memo of the cache's own files must not vouch for files changed since."
     later = time.time() + 10
-    monkeypatch.setattr(cache_module.time, 'time', lambda: later)
+    monkeypatch.setattr(content_digests.time, 'time', lambda: later)
     home = cache_study(study, tmp_path / 'cache').folder
     right = arrays(cache_study(study, tmp_path / 'cache'))
     seen = (home / 'hu.npy').stat()
@@ -186,20 +188,20 @@ def test_a_scan_that_changes_while_it_is_read(study, tmp_path, monkeypatch):
         flip_last_byte(sorted(study.scan.glob('*.dcm'))[0])
         return result
 
-    monkeypatch.setattr(cache_module, 'read_study', read_and_change)
+    monkeypatch.setattr(study_cache, 'read_study', read_and_change)
     with pytest.raises(InputError, match='changed while'):
         cache_study(study, tmp_path / 'cache')
-    assert not list((tmp_path / 'cache').glob('*/study.json')) and not list((tmp_path / 'cache').glob('part-*'))
+    assert not list((tmp_path / 'cache').glob('*/study.json')) and not list((tmp_path / 'cache').glob('.partial-*'))
 
 
 def test_a_full_disk_leaves_nothing_behind(study, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(cache_module, 'save_slices', full)
+    monkeypatch.setattr(study_cache, 'save_slices', full)
     with pytest.raises(InputError, match='^one: cannot be written to the cache .No space left'):
         cache_study(study, tmp_path / 'cache')
-    assert not list((tmp_path / 'cache').glob('*/study.json')) and not list((tmp_path / 'cache').glob('part-*'))
+    assert not list((tmp_path / 'cache').glob('*/study.json')) and not list((tmp_path / 'cache').glob('.partial-*'))
 
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -238,13 +240,22 @@ def test_a_cache_that_may_only_be_read(study, tmp_path):
 CHILD = """
 import sys, time
 from pathlib import Path
-from pe_advseg import cache
-from pe_advseg.datasets import Study
+from pe_advseg.data import study_cache
+from pe_advseg.data.studies import Study
+
 scan, folder, wait = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-write = cache._write_study
-def slow(study, home, *options): write(study, home, *options); print('written', flush=True); time.sleep(wait)
-cache._write_study = slow
-print(cache.cache_study(Study('place', scan.name, scan, scan / 'mask.nii.gz'), folder).folder.name, flush=True)
+write = study_cache._write_study
+
+
+def slow(study, folder, *options):
+    write(study, folder, *options)
+    print('written', flush=True)
+    time.sleep(wait)
+
+
+study_cache._write_study = slow
+study = Study('place', scan.name, scan, scan / 'mask.nii.gz')
+print(study_cache.cache_study(study, folder).folder.name, flush=True)
 """
 
 
@@ -269,7 +280,7 @@ def test_two_processes_that_want_one_study_make_it_once(study, tmp_path):
 def test_killed_in_the_middle(study, tmp_path):
     process = child(study, tmp_path / 'cache', 100)
     assert process.stdout.readline() == 'written\n'
-    (orphan,) = (tmp_path / 'cache').glob('part-*')
+    (orphan,) = (tmp_path / 'cache').glob('.partial-*')
     other = make_patient(tmp_path / 'scans', 'other', 3)
     build_cache([other], tmp_path / 'cache', progress=False)
     assert orphan.exists()  # somebody is at work there
@@ -277,9 +288,9 @@ def test_killed_in_the_middle(study, tmp_path):
     process.wait()
     process.stdout.close()
     process.stderr.close()
-    assert orphan.exists() and not list((tmp_path / 'cache').glob(f'{orphan.name[5:]}/*'))
-    build_cache([other], tmp_path / 'cache', progress=False)
-    assert not orphan.exists()
+    assert orphan.exists() and len(list((tmp_path / 'cache').glob('*/study.json'))) == 1  # that of `other`
+    build_cache([make_patient(tmp_path / 'scans', 'third', 4)], tmp_path / 'cache', progress=False)
+    assert not orphan.exists()  # whoever writes next removes it
     same(cache_study(study, tmp_path / 'cache'), cache_study(study, tmp_path / 'another'))
 
 
@@ -291,7 +302,7 @@ def seen_from_elsewhere(cached) -> tuple:
 def test_other_processes_open_the_same_files(study, tmp_path, how):
     cached = cache_study(study, tmp_path / 'cache', 2.0, how)
     with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-        for one, two in zip(pool.submit(seen_from_elsewhere, cached).result(), arrays(cached)):
+        for one, two in zip(pool.submit(seen_from_elsewhere, cached).result(), arrays(cached), strict=False):
             np.testing.assert_array_equal(one, two)
         hidden = pool.submit(seen_from_elsewhere, cached.without_mask()).result()
     assert hidden[1] is None and hidden[2] is None
@@ -306,16 +317,27 @@ def test_workers_give_what_one_process_gives(tmp_path):
 
 
 PEAK = """
-import json, sys
+import sys
 from pathlib import Path
-from pe_advseg import cache
-from pe_advseg.datasets import Study
-peak = lambda: next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith('VmHWM'))
-scans, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None
-for name in ('small', 'large'):
-    if name == 'large': Path('/proc/self/clear_refs').write_text('5'); before = peak()
-    cached = cache.cache_study(Study('place', name, scans / name, scans / name / 'mask.nii.gz'), folder, .9, how)
-print((peak() - before) / (3 * cached.native_shape[0] * cached.native_shape[1] * cached.native_shape[2]))
+from pe_advseg.data.studies import Study
+from pe_advseg.data.study_cache import cache_study
+
+
+def peak():
+    line = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))
+    return int(line.split()[1]) * 1024
+
+
+def cached(name):
+    return cache_study(Study('place', name, scans / name, scans / name / 'mask.nii.gz'), folder, 0.9, compression)
+
+
+scans, folder, compression = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None
+cached('small')
+Path('/proc/self/clear_refs').write_text('5')
+before = peak()
+slices, rows, columns = cached('large').native_shape
+print((peak() - before) / (3 * slices * rows * columns))
 """
 
 
@@ -424,7 +446,7 @@ def test_a_draw_is_a_function_of_seed_step_and_item(config, seed, step, first, s
     whole = draw_batch(STUDIES, sum(sizes), config, Draw(seed, step), 'x', labelled, first)
     starts = [first + sum(sizes[:i]) for i in range(len(sizes))]
     parts = {}
-    for start, size in reversed(list(zip(starts, sizes))):
+    for start, size in reversed(list(zip(starts, sizes, strict=False))):
         draw_batch(STUDIES, 2, config, Draw(seed, step + 1), 'x', labelled)  # something else in between
         parts[start] = draw_batch(STUDIES, size, config, Draw(seed, step), 'x', labelled, start)
     joined = [parts[start] for start in starts]
@@ -440,12 +462,12 @@ def test_a_draw_is_a_function_of_seed_step_and_item(config, seed, step, first, s
 def test_a_patch_holds_what_it_was_drawn_for(config, step):
     batch = draw_batch(STUDIES, 6, config, Draw(0, step), 'x', True)
     wanted = [int((item + 1) * config.positive_share) > int(item * config.positive_share) for item in range(6)]
-    for mask, want in zip(batch.mask, wanted):
+    for mask, want in zip(batch.mask, wanted, strict=False):
         assert not want or (mask == 1).any()
     assert set(batch.mask.unique().tolist()) <= {0, 1, IGNORE}
     assert batch.image.shape == (6, config.slices, *config.patch) and batch.image.abs().max() <= 1
     if config.hard_negatives == 1:
-        for mask, want, key, z in zip(batch.mask, wanted, batch.keys, batch.levels):
+        for mask, want, key, z in zip(batch.mask, wanted, batch.keys, batch.levels, strict=False):
             assert want or (
                 key != 'toy/3' and not (mask == 1).any() and z not in {s.key: s for s in STUDIES}[key].positive
             )
@@ -506,7 +528,9 @@ def test_a_patient_whose_every_slice_holds_clot_has_no_hard_negative():
 
 @pytest.mark.parametrize('workers', [1, 2, 3])
 def test_a_loader_gives_what_was_asked_for(workers):
-    make = lambda step: draw_batch(STUDIES, 2, SliceConfig((8, 8)), Draw(0, step), 'x', True)
+    def make(step):
+        return draw_batch(STUDIES, 2, SliceConfig((8, 8)), Draw(0, step), 'x', True)
+
     loader = Loader(make, workers)
     for step in (0, 1, 2, 7, 3, 4, 4):
         assert torch.equal(loader(step).image, make(step).image)

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from ..data.study_cache import cache_study
 
-from ..data.cache import CachedStudy, cache_study
+from ..data.cache import CachedStudy
 from ..data.layouts import find_studies
 from ..data.patches import Draw, Loader, draw_batch
 from ..data.studies import Study
