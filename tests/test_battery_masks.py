@@ -1,4 +1,6 @@
-"""Rows 53 to 64 of the bad-input battery: masks and split. A good patient of FUMPE's layout is spoiled in one way and must be read right or refused with a reason."""
+"""Rows 53 to 64 of the bad-input battery: masks and split.
+
+A good patient of FUMPE's layout is spoiled in one way and must be read right or refused with a reason."""
 
 import dataclasses
 import json
@@ -12,15 +14,15 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pe_advseg.data.hospital_cache import build_cache
-from pe_advseg.data.split_patients import check_positive
 from scipy.io import savemat
 
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Volume
+from pe_advseg.data.hospital_cache import build_cache
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.public_datasets import check_manifest, write_manifest
 from pe_advseg.data.read_study import read_study
+from pe_advseg.data.split_patients import check_positive
 from pe_advseg.data.splits import Split, check_leak
 from pe_advseg.scans.write_series import write_series
 
@@ -32,9 +34,9 @@ SECRET = 'PLANTED^NAME'  # must never show in an error or a note
 def body(seed=0):
     "A body of about 30 HU that lies low in the picture, with a clot of 60 HU at its side in the upper slices."
     z, y, x = np.mgrid[:8, :48, :48]
-    hu = np.where(((y - 30) / 14) ** 2 + ((x - 24) / 20) ** 2 < 1, 30, -1000).astype(np.int16) + np.random.default_rng(
-        seed
-    ).integers(-3, 4, SHAPE, np.int16)
+    inside = ((y - 30) / 14) ** 2 + ((x - 24) / 20) ** 2 < 1
+    noise = np.random.default_rng(seed).integers(-3, 4, SHAPE, np.int16)
+    hu = np.where(inside, 30, -1000).astype(np.int16) + noise
     mask = ((x - 8) ** 2 + (y - 28) ** 2 < 9) & (z > 4)
     hu[mask] = 60
     return Volume(hu, (2, 0.8, 0.8), (0, 0, 0), AXIAL), mask.astype(np.uint8)
@@ -89,9 +91,10 @@ def nii(edit=lambda m: m):
 
 def matrix_element(shape, bytes_of_data, name=b'Mask'):
     "The start of MATLAB 5's element of a uint8 array that holds so many bytes."
-    words = lambda kind, *values: (
-        np.array([kind, 4 * len(values), *values], '<i4').tobytes() + bytes(len(values) % 2 * 4)
-    )
+
+    def words(kind, *values):
+        return np.array([kind, 4 * len(values), *values], '<i4').tobytes() + bytes(len(values) % 2 * 4)
+
     inside = (
         words(6, 9, 0)
         + words(5, *shape)
@@ -176,18 +179,39 @@ def reads(note=None, mask=lambda m: m):
     return check
 
 
+MEMORY_OF_A_REFUSAL = """
+import json, resource, sys
+from pathlib import Path
+import h5py, scipy.io, SimpleITK
+from pe_advseg.core.errors import InputError
+from pe_advseg.data.read_study import read_study
+from pe_advseg.data.studies import Study
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+study = Study('F', 'PAT001', Path(sys.argv[1]), Path(sys.argv[2]))
+read_study(study.without_mask())
+before, said = peak(), ''
+try:
+    read_study(study)
+except InputError as error:
+    said = str(error)
+print(json.dumps([said, (peak() - before) / 1024]))
+"""
+
+
 def small_memory(words):
     "Refused with these words by a process of its own, whose memory grows by less than 300 MB."
-    code = (
-        'import json, resource, sys; from pathlib import Path; from pe_advseg.datasets import Study, read_study; from pe_advseg.core.volume import InputError\n'
-        'import h5py, scipy.io, SimpleITK\nstudy = Study("F", "PAT001", Path(sys.argv[1]), Path(sys.argv[2])); peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
-        'read_study(study.without_mask()); before = peak()\n'
-        'try: read_study(study); said = ""\nexcept InputError as error: said = str(error)\nprint(json.dumps([said, (peak() - before) / 1024]))'
-    )
 
     def check(study, folder):
         done = subprocess.run(
-            [sys.executable, '-c', code, str(study.scan), str(study.mask)], capture_output=True, text=True, check=True
+            [sys.executable, '-c', MEMORY_OF_A_REFUSAL, str(study.scan), str(study.mask)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         said, megabytes = json.loads(done.stdout.splitlines()[-1])
         assert words in said, said
@@ -217,6 +241,9 @@ def no_positive(study, folder):
         check_positive(Split((study.key,), (), ()), {key: len(one.positive) for key, one in cached.items()})
 
 
+SIDES = ('train', 'validation', 'test', 'pool')
+
+
 def copy_of(make, sides, transductive=False):
     "PAT001 (labelled), PAT002 (another body) and what `make` made of PAT001's folder stand on these sides."
 
@@ -226,13 +253,11 @@ def copy_of(make, sides, transductive=False):
         studies = find_studies(folder / 'F') + (find_studies(folder / 'G') if (folder / 'G').is_dir() else [])
         cached = build_cache(studies, folder / 'cache', progress=False)
         digests = {key: one.pixel_digest for key, one in cached.items()}
-        place = lambda *keys: Split(
-            **{
-                side: tuple(key for key in keys if sides[key] == side)
-                for side in ('train', 'validation', 'test', 'pool')
-            },
-            transductive=transductive,
-        )
+
+        def place(*keys):
+            by_side = {side: tuple(key for key in keys if sides[key] == side) for side in SIDES}
+            return Split(**by_side, transductive=transductive)
+
         assert set(sides) == set(digests) and len(set(digests.values())) == 2
         check_leak(place('F/PAT001', 'F/PAT002'), digests)  # two bodies leak nothing
         with pytest.raises(InputError, match='the same pixels') as caught:

@@ -23,17 +23,17 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from pe_advseg.data.hospital_cache import build_cache
-from pe_advseg.data.study_cache import cache_study
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.cli.main import run_notebook
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.core.volume import Volume
+from pe_advseg.data.hospital_cache import build_cache
 from pe_advseg.data.integrity import check_folder
 from pe_advseg.data.integrity_report import report_path, write_report
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
+from pe_advseg.data.study_cache import cache_study
 from pe_advseg.evaluation.evaluate import predict_study
 from pe_advseg.models.networks import build_network
 from pe_advseg.phantom.patient_files import FUMPE_BLANKS

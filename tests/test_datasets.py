@@ -12,7 +12,6 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pe_advseg.data.split_patients import draw_order, split_patients
 from PIL import Image
 from pydicom.sr.codedict import codes
 from scipy.io import savemat
@@ -22,6 +21,7 @@ from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
+from pe_advseg.data.split_patients import draw_order, split_patients
 from pe_advseg.data.splits import Split, check_leak, read_split, write_split
 from pe_advseg.data.studies import Study
 from pe_advseg.scans.mask_values import binary_mask

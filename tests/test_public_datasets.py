@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from pe_advseg.data.published_splits import CASES, published_splits, write_published
-from pe_advseg.data.split_patients import five_folds
 
 import pe_advseg
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.public_datasets import PUBLIC
+from pe_advseg.data.published_splits import CASES, published_splits, write_published
 from pe_advseg.data.read_study import read_embolus_ids, read_study
+from pe_advseg.data.split_patients import five_folds
 from pe_advseg.data.splits import Split, restrict
 from pe_advseg.phantom.twin_studies import twin_study
 from pe_advseg.phantom.twins import write_twin

@@ -16,8 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.data.hospital_cache import build_cache
-from pe_advseg.data.study_cache import cache_study
 from scipy import ndimage, stats
 
 from pe_advseg.core.errors import InputError, MaskError
@@ -25,9 +23,11 @@ from pe_advseg.core.volume import Volume
 from pe_advseg.data import content_digests, study_cache
 from pe_advseg.data.arrays import CompressedArray, open_slices, save_slices
 from pe_advseg.data.cache import CachedStudy, embolus_points
+from pe_advseg.data.hospital_cache import build_cache
 from pe_advseg.data.patches import IGNORE, Draw, Loader, SliceConfig, cut, draw_batch, draw_corner
 from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
+from pe_advseg.data.study_cache import cache_study
 from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.scans.series import pixel_digest
 from pe_advseg.scans.write_series import write_series

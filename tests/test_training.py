@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from pe_advseg.data.hospital_cache import build_cache
 
 from pe_advseg.core.errors import TrainingError
+from pe_advseg.data.hospital_cache import build_cache
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom_files import write_hospital

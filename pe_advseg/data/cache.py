@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from .content_digests import content_digest, json_digest
 
 from ..core.errors import InputError
 from ..core.lesions import label_lesions
 from .arrays import open_slices
+from .content_digests import content_digest, json_digest
 from .studies import Study
 
 # %% ../../nbs/data/16_cache.ipynb #9bc7997e

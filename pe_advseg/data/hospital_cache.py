@@ -8,12 +8,11 @@ __all__ = ['build_cache']
 # %% ../../nbs/data/18_hospital_cache.ipynb #8ecf2a0d
 from pathlib import Path
 
-from .study_cache import cache_study, study_folder
-
 from ..core.errors import InputError
 from ..core.processes import map_in_processes
 from .cache import CachedStudy, open_cached
 from .studies import Study
+from .study_cache import cache_study, study_folder
 
 # %% ../../nbs/data/18_hospital_cache.ipynb #a10d1176
 def _open_unread(study: Study, cache_folder: Path, pixel_mm, compression) -> CachedStudy | None:

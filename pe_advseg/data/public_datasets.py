@@ -10,11 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .published_splits import CASES, published_splits
-
 from ..core.errors import InputError
 from ..core.paths import file_digest, write_whole
 from .layouts import find_studies
+from .published_splits import CASES, published_splits
 from .splits import Split, restrict
 from .studies import Study
 from ..scans.files import list_files

@@ -11,10 +11,9 @@ import importlib.resources
 import json
 from pathlib import Path
 
-from .split_patients import deal_folds, draw_order
-
 from ..core.errors import InputError
 from ..core.paths import write_whole
+from .split_patients import deal_folds, draw_order
 from .splits import Split, split_from_json
 from .studies import Study
 

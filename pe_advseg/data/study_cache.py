@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from .content_digests import content_digest, file_states, json_digest
 
 from ..core.errors import InputError
 from ..core.paths import whole_folder
 from ..core.preprocessing import resample_in_plane
 from .arrays import need_blosc2, save_slices
 from .cache import CachedStudy, embolus_points, open_cached, write_record
+from .content_digests import content_digest, file_states, json_digest
 from .read_study import read_study
 from .studies import Study
 from ..scans.files import list_files

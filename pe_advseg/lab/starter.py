@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from ..data.hospital_cache import build_cache
 
 from ..core.paths import data_dir
 from ..data.cache import CachedStudy
+from ..data.hospital_cache import build_cache
 from ..data.layouts import find_studies
 from ..evaluation.evaluate import score_run
 from ..evaluation.metrics import compare_methods

@@ -11,11 +11,10 @@ import json
 import math
 from pathlib import Path
 
-from ..data.hospital_cache import build_cache
-
 from ..core.errors import InputError, TrainingError
 from ..core.paths import data_dir, runs_dir, whole_file, whole_folder
 from ..data.cache import CachedStudy
+from ..data.hospital_cache import build_cache
 from ..data.layouts import find_studies
 from ..data.sources import hospital_studies
 from ..data.studies import Study

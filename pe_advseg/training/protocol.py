@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from ..data.hospital_cache import build_cache
-from ..data.split_patients import draw_order, split_patients
 
 from ..core.errors import InputError
 from ..core.paths import data_dir, runs_dir
 from ..data.cache import CachedStudy
+from ..data.hospital_cache import build_cache
 from ..data.sources import is_synthetic, setting_tag
+from ..data.split_patients import draw_order, split_patients
 from ..data.splits import Split, check_leak, write_split
 from ..data.studies import Study
 from ..phantom.hospitals import HOSPITALS
