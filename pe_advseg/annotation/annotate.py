@@ -20,6 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from ..evaluation.assessment import assess
+from ..evaluation.prediction import Inference
+from ..evaluation.uncertainty import doubt, outline_uncertainty, scan_properties
 from tqdm.auto import tqdm
 
 from .. import __version__
@@ -32,9 +35,9 @@ from ..core.processes import each_in_processes
 from ..core.volume import Volume
 from ..data.scan_folders import find_scans
 from ..data.without_names import without_names
-from ..evaluation.calibration import doubt, doubt_facts, judge, read_trust, scan_facts
+from ..evaluation.calibration import read_calibration
 from ..evaluation.findings import embolus_table, number_emboli
-from ..evaluation.inference import Inference, Predictor, load_predictors, predict_volume
+from ..evaluation.inference import Predictor, load_predictors, predict_volume
 from ..scans.patient_identity import identity
 from ..scans.rtstruct import write_rtstruct
 from ..scans.seg_write import write_segmentation
@@ -123,7 +126,7 @@ def load_annotator(runs=(), inference: Inference = Inference()) -> Annotator:
     predictors = load_predictors(folders, inference)
     trusts = [
         trust and trust | dict(other_weights=trust.get('weights') != predictor.digest)
-        for trust, predictor in zip(map(read_trust, folders), predictors)
+        for trust, predictor in zip(map(read_calibration, folders), predictors)
     ]
     return Annotator(predictors, [run_facts(*pair) for pair in zip(predictors, folders)], trusts)
 
@@ -197,10 +200,10 @@ def find_emboli(
     begun = time.perf_counter()
     numbers = number_emboli(found.mask, volume.voxel_ml * 1000, options.smallest_mm3)
     table = embolus_table(numbers, volume, found.probability, found.confidence)
-    trust = judge(
+    trust = assess(
         annotator.trusts,
-        scan_facts(volume),
-        doubt_facts(numbers > 0, found.probability, found.confidence),
+        scan_properties(volume),
+        outline_uncertainty(numbers > 0, found.probability, found.confidence),
         options.threshold,
     )
     if (

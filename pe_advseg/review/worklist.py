@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from ..evaluation.network_input import body_box, network_input
+from ..evaluation.prediction import predict_slices
+from ..evaluation.uncertainty import doubt, outline_uncertainty
 
 from ..annotation.annotation import read_summary, recorded_reading
 from ..core.errors import InputError
@@ -24,8 +27,7 @@ from ..core.probability import entropy_bits, to_bytes
 from ..data.cache import CachedStudy
 from ..data.corrected_studies import corrected_versions
 from ..data.scan_folders import find_scans
-from ..evaluation.calibration import doubt, doubt_facts
-from ..evaluation.inference import Predictor, body_box, network_input, predict_slices
+from ..evaluation.inference import Predictor
 from ..scans.series import pixel_digest
 from ..scans.volume_files import read_volume
 
@@ -100,10 +102,12 @@ def run_facts(predictor: Predictor, studies: list[CachedStudy], threshold: float
     "The same for cached studies, on the network's pixels; masks are not looked at."
     rows = []
     for study in studies:
-        p, trusted = predict_slices(predictor.network, study.hu, predictor.config, predictor.judge, predictor.options)
+        p, trusted = predict_slices(
+            predictor.network, study.hu, predictor.config, predictor.discriminator, predictor.options
+        )
         found, ml = p > threshold, float(np.prod(study.spacing)) / 1000
         p, trusted = to_bytes(p), None if trusted is None else to_bytes(trusted)
-        expected = doubt_facts(found, p)['expected_dice']
+        expected = outline_uncertainty(found, p)['expected_dice']
         rows.append(
             dict(
                 study=f'study-{study.pixel_digest[:8]}',

@@ -1,4 +1,4 @@
-"""How far to trust a finding: contrast on scans whose bolus is known, the promise against drawn truths, the calibration against reference formulas."""
+"""Calibration of a run: contrast on scans whose bolus is known, the promise against drawn truths, the calibration against reference formulas."""
 
 import dataclasses
 import json
@@ -10,28 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pe_advseg.evaluation.assessment import assess, unlike_training
+from pe_advseg.evaluation.dice_estimate import LEVEL, estimate, fit_dice
+from pe_advseg.evaluation.reliability import calibration_error, calibration_figure, reliability_table
+from pe_advseg.evaluation.uncertainty import SCAN_PROPERTIES, UNCERTAINTIES, outline_uncertainty, scan_properties
 from scipy import stats
 
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.core.probability import STEP, to_bytes
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.scan_statistics import contrast_level
-from pe_advseg.evaluation.calibration import (
-    DOUBTS,
-    FACTS,
-    LEVEL,
-    calibrate,
-    calibration_error,
-    doubt_facts,
-    estimate,
-    fit_dice,
-    judge,
-    read_trust,
-    reliability_table,
-    scan_facts,
-    trust_figure,
-    unlike_training,
-)
+from pe_advseg.evaluation.calibration import calibrate, read_calibration
 from pe_advseg.lab.runs import train_all
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
@@ -59,7 +48,7 @@ def same_bolus(hu, noise=20):
         noise_hu=(noise, 0),
         **dict.fromkeys(('artery_hu', 'vein_hu', 'aorta_hu', 'cava_hu'), (hu, 0)),
     )
-    return scan_facts(make_study(hospital, 2, (36, 112, 112)).volume)
+    return scan_properties(make_study(hospital, 2, (36, 112, 112)).volume)
 
 
 def test_contrast_follows_the_bolus_and_noise_the_dose():
@@ -92,9 +81,9 @@ def test_contrast_of_a_scan_stored_another_way_round():
 @pytest.mark.parametrize('shape', [(1, 1, 1), (1, 64, 64), (3, 2, 500), (20, 40, 40)])
 @pytest.mark.parametrize('value', [-1024, 40, 3071])
 def test_what_cannot_be_measured_is_none(shape, value):
-    facts = scan_facts(Volume(np.full(shape, value, np.int16), (1.0, 0.7, 0.7), (0, 0, 0), np.eye(3)[:, ::-1]))
-    assert facts['contrast_hu'] is None and (facts['slice_mm'], facts['pixel_mm']) == (1.0, 0.7)
-    json.dumps(facts, allow_nan=False)
+    found = scan_properties(Volume(np.full(shape, value, np.int16), (1.0, 0.7, 0.7), (0, 0, 0), np.eye(3)[:, ::-1]))
+    assert found['contrast_hu'] is None and (found['slice_mm'], found['pixel_mm']) == (1.0, 0.7)
+    json.dumps(found, allow_nan=False)
 
 
 def test_a_large_scan_costs_little_memory():
@@ -102,11 +91,11 @@ def test_a_large_scan_costs_little_memory():
     code = """
 import resource, numpy as np
 from pe_advseg.core.volume import Volume
-from pe_advseg.evaluation.calibration import doubt_facts, scan_facts
+from pe_advseg.evaluation.uncertainty import outline_uncertainty, scan_properties
 volume = Volume(np.full((300, 512, 512), 40, np.int16), (1., .7, .7), (0, 0, 0), np.eye(3)[:, ::-1])
 probability, mask = np.full(volume.shape, 3, np.uint8), np.ones(volume.shape, bool); mask[1:] = False
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-scan_facts(volume); doubt_facts(mask, probability, probability)
+scan_properties(volume); outline_uncertainty(mask, probability, probability)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024**(2 if __import__("sys").platform == "darwin" else 1))
 """
     done = subprocess.run(
@@ -126,11 +115,11 @@ def test_a_real_scan_has_plausible_facts():
     from pe_advseg.data.layouts import find_studies
     from pe_advseg.data.read_study import read_study
 
-    facts = scan_facts(read_study(find_studies(FUMPE)[0])[0])
+    found = scan_properties(read_study(find_studies(FUMPE)[0])[0])
     assert (
-        150 < facts['contrast_hu'] < 900 and 3 < facts['noise_hu'] < 60
+        150 < found['contrast_hu'] < 900 and 3 < found['noise_hu'] < 60
     )  # what CT pulmonary angiography has, not what this patient has
-    assert facts['slice_mm'] == 1.0
+    assert found['slice_mm'] == 1.0
 
 
 # --- what the network says of itself ---
@@ -141,18 +130,18 @@ def test_doubts_against_numpy():
     probability, confidence = rng.integers(0, 251, (2, 20, 30, 30), dtype=np.uint8)
     mask = rng.random(probability.shape) < 0.1
     p = probability * STEP
-    facts = doubt_facts(mask, probability, confidence)
-    assert facts['mean_probability'] == pytest.approx(p[mask].mean())
-    assert facts['mean_confidence'] == pytest.approx((confidence * STEP)[mask].mean())
-    assert facts['mean_entropy'] == pytest.approx(
+    found = outline_uncertainty(mask, probability, confidence)
+    assert found['mean_probability'] == pytest.approx(p[mask].mean())
+    assert found['mean_confidence'] == pytest.approx((confidence * STEP)[mask].mean())
+    assert found['mean_entropy'] == pytest.approx(
         np.mean([stats.entropy([v, 1 - v], base=2) for v in p[mask]]), abs=1e-4
     )
-    assert facts['expected_dice'] == pytest.approx(2 * p[mask].sum() / (mask.sum() + p.sum()))
+    assert found['expected_dice'] == pytest.approx(2 * p[mask].sum() / (mask.sum() + p.sum()))
     assert (
-        doubt_facts(mask.astype(np.uint16) * 7, probability)['expected_dice'] == facts['expected_dice']
+        outline_uncertainty(mask.astype(np.uint16) * 7, probability)['expected_dice'] == found['expected_dice']
     )  # numbered emboli do, too
     with pytest.raises(ValueError, match='same shape'):
-        doubt_facts(mask, probability[1:])
+        outline_uncertainty(mask, probability[1:])
 
 
 @pytest.mark.parametrize('shape', [(6, 20, 20), (12, 40, 40)])
@@ -164,16 +153,18 @@ def test_the_expected_dice_is_the_mean_over_truths_drawn_from_the_probabilities(
     for _ in range(400):
         truth = rng.random(shape) < probability * STEP
         dice.append(2 * np.count_nonzero(truth & mask) / (truth.sum() + mask.sum()))
-    assert doubt_facts(mask, probability)['expected_dice'] == pytest.approx(np.mean(dice), abs=4 * np.std(dice) / 20)
+    assert outline_uncertainty(mask, probability)['expected_dice'] == pytest.approx(
+        np.mean(dice), abs=4 * np.std(dice) / 20
+    )
 
 
 def test_nothing_found_and_everything_certain():
     nothing = np.zeros((4, 5, 5), np.uint8)
-    assert doubt_facts(nothing > 0, nothing) == dict.fromkeys(DOUBTS)
+    assert outline_uncertainty(nothing > 0, nothing) == dict.fromkeys(UNCERTAINTIES)
     certain = np.where(np.arange(100).reshape(4, 5, 5) < 10, 250, 0).astype(np.uint8)
-    assert doubt_facts(certain > 0, certain)['expected_dice'] == pytest.approx(1) and doubt_facts(certain > 0, certain)[
-        'mean_entropy'
-    ] == pytest.approx(0, abs=1e-4)
+    assert outline_uncertainty(certain > 0, certain)['expected_dice'] == pytest.approx(1) and outline_uncertainty(
+        certain > 0, certain
+    )['mean_entropy'] == pytest.approx(0, abs=1e-4)
 
 
 # --- the fit ---
@@ -248,7 +239,7 @@ def test_the_interval_holds_its_share_of_new_patients():
 
 def test_who_counts():
     healthy, alarm, missed = (
-        dict(clot_ml=a, predicted_ml=b, dice=d, **dict.fromkeys(DOUBTS))
+        dict(clot_ml=a, predicted_ml=b, dice=d, **dict.fromkeys(UNCERTAINTIES))
         for a, b, d in ((0.0, 0.0, float('nan')), (0.0, 1.0, 0.0), (5.0, 0.0, 0.0))
     )
     answer = fit_dice(patients(10, 0.05) + [healthy, alarm, missed])
@@ -287,7 +278,7 @@ def test_warnings_in_plain_words(name, value, words):
     assert unlike_training(trust(), USUAL) == []
     warnings = unlike_training(trust(), USUAL | {name: value})
     assert warnings == [warnings[0]] and warnings[0].startswith(words)
-    answer = judge([trust()], USUAL | {name: value}, DOUBT)
+    answer = assess([trust()], USUAL | {name: value}, DOUBT)
     assert answer['warnings'] == warnings and 'unlike' in answer['calibration'] and answer['estimated_dice'] is not None
 
 
@@ -301,9 +292,9 @@ def test_the_margin_is_a_tenth():
 
 
 def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
-    one = judge([trust()], USUAL, DOUBT)
+    one = assess([trust()], USUAL, DOUBT)
     assert set(one) == {
-        *DOUBTS,
+        *UNCERTAINTIES,
         'estimated_dice',
         'estimated_dice_low',
         'estimated_dice_high',
@@ -318,15 +309,15 @@ def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
     )
     assert one['estimated_dice_low'] == pytest.approx(one['estimated_dice'] - trust()['half_width'])
     others = dict(
-        empty=judge([trust()], USUAL, dict.fromkeys(DOUBTS)),
-        several=judge([trust(), trust()], USUAL, DOUBT),
-        half=judge([trust(), None], USUAL, DOUBT),
-        threshold=judge([trust()], USUAL, DOUBT, threshold=0.2),
-        few=judge([trust(fit=None, patients=3)], USUAL, DOUBT),
+        empty=assess([trust()], USUAL, dict.fromkeys(UNCERTAINTIES)),
+        several=assess([trust(), trust()], USUAL, DOUBT),
+        half=assess([trust(), None], USUAL, DOUBT),
+        threshold=assess([trust()], USUAL, DOUBT, threshold=0.2),
+        few=assess([trust(fit=None, patients=3)], USUAL, DOUBT),
     )
     for answer in others.values():
         assert answer['estimated_dice'] is None and answer['calibration'].startswith('none: ')
-    for answer in (judge([None], USUAL, DOUBT), judge([], USUAL, DOUBT), judge([None, None], USUAL, DOUBT)):
+    for answer in (assess([None], USUAL, DOUBT), assess([], USUAL, DOUBT), assess([None, None], USUAL, DOUBT)):
         assert (
             answer['estimated_dice'] is None
             and 'never calibrated' in answer['calibration']
@@ -334,7 +325,9 @@ def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
         )
     for answer in (one, *others.values()):
         assert json.loads(json.dumps(answer, allow_nan=False)) == answer
-    both = judge([trust(), trust(training=dict(scans=2, ranges=RANGES | dict(slice_mm=[4.0, 5.0, 6.0])))], USUAL, DOUBT)
+    both = assess(
+        [trust(), trust(training=dict(scans=2, ranges=RANGES | dict(slice_mm=[4.0, 5.0, 6.0])))], USUAL, DOUBT
+    )
     assert both['warnings'] == ['slices of 1.5 mm; the training scans had 4 to 6']
 
 
@@ -342,7 +335,7 @@ def test_beyond_what_was_held_out_there_is_a_bound_only():
     "More doubt than any held-out patient: the estimate is an upper bound, its interval begins at 0; less doubt: it ends at 1; unlike the training: anything below."
     low, high = trust()['fit']['seen']['expected_dice']
     inside, below, above = (
-        judge([trust()], USUAL, DOUBT | dict(expected_dice=value))
+        assess([trust()], USUAL, DOUBT | dict(expected_dice=value))
         for value in ((low + high) / 2, low - 0.1, high + 0.01)
     )
     assert (
@@ -354,7 +347,7 @@ def test_beyond_what_was_held_out_there_is_a_bound_only():
         'upper bound' in below['calibration']
         and below['estimated_dice_low'] == 0
         and below['estimated_dice']
-        == pytest.approx(judge([trust()], USUAL, DOUBT | dict(expected_dice=low))['estimated_dice'])
+        == pytest.approx(assess([trust()], USUAL, DOUBT | dict(expected_dice=low))['estimated_dice'])
     )
     assert (
         above['estimated_dice_high'] == 1
@@ -362,14 +355,14 @@ def test_beyond_what_was_held_out_there_is_a_bound_only():
         and [one['bound'] for one in (inside, below, above)] == [False, True, False]
     )
     assert (
-        judge([trust()], USUAL | dict(noise_hu=90.0), DOUBT | dict(expected_dice=(low + high) / 2))[
+        assess([trust()], USUAL | dict(noise_hu=90.0), DOUBT | dict(expected_dice=(low + high) / 2))[
             'estimated_dice_low'
         ]
         == 0
     )
     assert (
         'of 4 without embolism 3 had something drawn'
-        in judge([trust(without_clot=4, false_alarms=3)], USUAL, DOUBT)['calibration']
+        in assess([trust(without_clot=4, false_alarms=3)], USUAL, DOUBT)['calibration']
     )
 
 
@@ -377,9 +370,9 @@ def test_how_far_the_discriminator_went_with_the_dice():
     rng = np.random.default_rng(3)
     rows = [row | dict(mean_confidence=float(value)) for row, value in zip(patients(20, 0.05), rng.random(20))]
     expected = stats.spearmanr([row['mean_confidence'] for row in rows], [row['dice'] for row in rows])[0]
-    assert judge([trust(held_out=rows)], USUAL, DOUBT)['confidence_correlation'] == pytest.approx(expected)
+    assert assess([trust(held_out=rows)], USUAL, DOUBT)['confidence_correlation'] == pytest.approx(expected)
     for others in ([trust(held_out=rows[:4])], [trust(held_out=rows)] * 2, [None], []):
-        assert judge(others, USUAL, DOUBT)['confidence_correlation'] is None
+        assert assess(others, USUAL, DOUBT)['confidence_correlation'] is None
 
 
 # --- voxel by voxel ---
@@ -432,9 +425,9 @@ def smoke(tmp_path_factory):
 def test_calibrating_a_run(smoke, tmp_path):
     setting, run = smoke
     held_out = setting.validation + setting.source_test
-    assert read_trust(run) is None
+    assert read_calibration(run) is None
     made = calibrate(run, held_out, setting.train)
-    assert read_trust(run) == made and made['synthetic'] and made['fit'] is None  # three patients are too few
+    assert read_calibration(run) == made and made['synthetic'] and made['fit'] is None  # three patients are too few
     assert [row['patient'] for row in made['held_out']] == [study.pixel_digest[:8] for study in held_out]
     assert not any(study.patient in json.dumps(made) for study in (cached.study for cached in held_out))
     low, middle, high = made['training']['ranges']['contrast_hu']
@@ -446,13 +439,13 @@ def test_calibrating_a_run(smoke, tmp_path):
         calibrate(run, held_out + setting.train[:1], setting.train)
     with pytest.raises(TrainingError, match='need masks'):
         calibrate(run, [study.without_mask() for study in held_out], setting.train)
-    assert read_trust(run) == made and not list(run.glob('.partial-*'))
-    answer = judge([made], {name: made['held_out'][0][name] for name in FACTS}, DOUBT)
+    assert read_calibration(run) == made and not list(run.glob('.partial-*'))
+    answer = assess([made], {name: made['held_out'][0][name] for name in SCAN_PROPERTIES}, DOUBT)
     assert answer['calibration'].startswith('none: only') and answer['estimated_dice'] is None
 
 
 def test_the_dice_is_that_of_every_table_of_scores(smoke):
-    from pe_advseg.evaluation.calibration import patient_facts
+    from pe_advseg.evaluation.calibration import calibration_row
     from pe_advseg.evaluation.evaluate import score_study
     from pe_advseg.evaluation.inference import load_predictors
 
@@ -461,7 +454,7 @@ def test_the_dice_is_that_of_every_table_of_scores(smoke):
     for study in setting.source_test:
         for threshold in (0.5, 0.45):
             np.testing.assert_equal(
-                patient_facts(predictor, study, threshold)['dice'],
+                calibration_row(predictor, study, threshold)['dice'],
                 score_study(predictor.network, study, predictor.config, threshold)['dice'],
             )
 
@@ -470,7 +463,7 @@ def test_elsewhere_than_in_the_run(smoke, tmp_path):
     setting, run = smoke
     slim = slim_run(run, tmp_path / 'slim')
     made = calibrate(run, setting.source_test, setting.train, path=slim / 'trust.json')
-    assert read_trust(slim) == made
+    assert read_calibration(slim) == made
     half = shutil.copytree(run, tmp_path / 'half')
     (half / 'config.json').write_text(json.dumps(json.loads((half / 'config.json').read_text()) | dict(steps=99)))
     with pytest.raises(TrainingError, match='not finished'):
@@ -492,13 +485,13 @@ def test_elsewhere_than_in_the_run(smoke, tmp_path):
 def test_a_damaged_calibration_is_refused(tmp_path, text):
     (tmp_path / 'trust.json').write_text(text)
     with pytest.raises(InputError, match='trust.json: is damaged'):
-        read_trust(tmp_path)
+        read_calibration(tmp_path)
 
 
 def test_the_figure_shows_every_patient():
     rows = patients(20, 0.05)
     made = {**fit_dice(rows), 'held_out': rows}
-    (axis,) = trust_figure(
+    (axis,) = calibration_figure(
         made, {'elsewhere': patients(7, 0.05, seed=1), 'healthy': [dict(clot_ml=0.0, predicted_ml=1.0)]}
     ).axes
     assert sorted(len(line.get_xdata()) for line in axis.lines) == [0, 2, 7, 20]
