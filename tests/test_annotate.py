@@ -17,12 +17,12 @@ import pydicom
 import pytest
 import SimpleITK
 import torch
-from pe_advseg.evaluation.prediction import Inference
 
 from pe_advseg.annotation.annotate import Annotator, Options, annotate_all, annotate_scan, find_emboli, load_annotator
 from pe_advseg.annotation.annotation import read_annotation
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
+from pe_advseg.evaluation.prediction import Inference
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
 from pe_advseg.phantom.phantom_files import write_hospital

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pe_advseg.evaluation.assessment import assess, unlike_training
-from pe_advseg.evaluation.dice_estimate import LEVEL, estimate, fit_dice
-from pe_advseg.evaluation.reliability import calibration_error, calibration_figure, reliability_table
-from pe_advseg.evaluation.uncertainty import SCAN_PROPERTIES, UNCERTAINTIES, outline_uncertainty, scan_properties
 from scipy import stats
 
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.core.probability import STEP, to_bytes
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.scan_statistics import contrast_level
+from pe_advseg.evaluation.assessment import assess, unlike_training
 from pe_advseg.evaluation.calibration import calibrate, read_calibration
+from pe_advseg.evaluation.dice_estimate import LEVEL, estimate, fit_dice
+from pe_advseg.evaluation.reliability import calibration_error, calibration_figure, reliability_table
+from pe_advseg.evaluation.uncertainty import SCAN_PROPERTIES, UNCERTAINTIES, outline_uncertainty, scan_properties
 from pe_advseg.lab.runs import train_all
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study

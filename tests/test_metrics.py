@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.evaluation.intervals import Interval, bootstrap_mean, by_patient, compare_methods, paired_bootstrap
-from pe_advseg.evaluation.released_metrics import released_scores, threshold_curve
 from scipy import stats
 
+from pe_advseg.evaluation.intervals import Interval, bootstrap_mean, by_patient, compare_methods, paired_bootstrap
 from pe_advseg.evaluation.metrics import auroc, lesion_scores, patient_scores
+from pe_advseg.evaluation.released_metrics import released_scores, threshold_curve
 
 UNIT = (1.0, 1.0, 1.0)
 

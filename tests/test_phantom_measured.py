@@ -16,7 +16,7 @@ from pe_advseg.phantom.reconstruction import modulation_transfer, scanner_respon
 from pe_advseg.phantom.scanner import scan_scene
 from pe_advseg.phantom.scene import paint_arteries
 from pe_advseg.phantom.vessel_tree import SEGMENTAL, TreeBuilder
-from pe_advseg.phantom.voxels import Grid
+from pe_advseg.phantom.voxels import VoxelGrid
 
 HARBOUR = HOSPITALS['harbour']
 
@@ -68,7 +68,7 @@ def test_calibre_on_voxels_is_twice_the_radius(people, radius, way):
     builder.tube(-along, along, (radius, radius), SEGMENTAL)
     patient = replace(people[11], arteries=builder.tree())
     axis = np.arange(-25, 25.5, 0.75, dtype=np.float32)
-    found = calibres(paint_arteries(Grid(axis, axis, axis, 0.75, 0.75), patient)[3], (0.75,) * 3)
+    found = calibres(paint_arteries(VoxelGrid(axis, axis, axis, 0.75, 0.75), patient)[3], (0.75,) * 3)
     assert found == {SEGMENTAL: pytest.approx(2 * radius, abs=0.8)}
 
 

@@ -13,9 +13,9 @@ from pe_advseg.phantom.patients import draw_patient
 from pe_advseg.phantom.phantom import make_study
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.phantom.scene import paint_arteries
-from pe_advseg.phantom.truth import artery_table, embolus_table, obstruction_index
+from pe_advseg.phantom.truth import artery_table, clot_table, obstruction_index
 from pe_advseg.phantom.vessel_tree import MAIN, SEGMENTAL, SUBSEGMENTAL, TRUNK, TreeBuilder
-from pe_advseg.phantom.voxels import Grid
+from pe_advseg.phantom.voxels import VoxelGrid
 
 HARBOUR = HOSPITALS['harbour']
 
@@ -32,7 +32,7 @@ def people():
 def test_truth_of_every_artery(people):
     for number in (1, 3, 15):
         patient = people[number]
-        table, clots = artery_table(patient), embolus_table(patient)
+        table, clots = artery_table(patient), clot_table(patient)
         np.testing.assert_array_equal(table.generation, patient.arteries.generation)
         assert (
             (table.parent.to_numpy() < np.arange(len(table))).all()
@@ -92,7 +92,7 @@ def test_obstruction_of_one_tube_is_its_share_of_voxels(people, share, shift):
     patient = replace(people[1], arteries=tree, emboli=[clot], clot_hu=[50])
     table = artery_table(patient)
     assert abs(table.obstruction[0] - share) < 0.02 and abs(table.filled[0] - share) < 0.02
-    grid = Grid(
+    grid = VoxelGrid(
         *(
             np.arange(-half, half + step / 2, step, dtype=np.float32)
             for half, step in ((20, 2), (10, 0.25), (10, 0.25))

@@ -12,7 +12,6 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.evaluation.uncertainty import doubt
 from scipy.spatial.distance import cdist
 
 from pe_advseg.core.errors import InputError, TrainingError
@@ -20,6 +19,7 @@ from pe_advseg.core.probability import STEP
 from pe_advseg.data.hospital_cache import build_cache
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.evaluation.evaluate import score_run
+from pe_advseg.evaluation.uncertainty import doubt
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.review.retrain import bring_run, retrain, with_corrections
 from pe_advseg.review.worklist import STRATEGIES, possible, queue, rank, spread_out

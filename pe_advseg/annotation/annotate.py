@@ -20,9 +20,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..evaluation.assessment import assess
-from ..evaluation.prediction import Inference
-from ..evaluation.uncertainty import doubt, outline_uncertainty, scan_properties
 from tqdm.auto import tqdm
 
 from .. import __version__
@@ -35,9 +32,12 @@ from ..core.processes import each_in_processes
 from ..core.volume import Volume
 from ..data.scan_folders import find_scans
 from ..data.without_names import without_names
+from ..evaluation.assessment import assess
 from ..evaluation.calibration import read_calibration
 from ..evaluation.findings import embolus_table, number_emboli
 from ..evaluation.inference import Predictor, load_predictors, predict_volume
+from ..evaluation.prediction import Inference
+from ..evaluation.uncertainty import doubt, outline_uncertainty, scan_properties
 from ..scans.patient_identity import identity
 from ..scans.rtstruct import write_rtstruct
 from ..scans.seg_write import write_segmentation

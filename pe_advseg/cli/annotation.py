@@ -82,10 +82,9 @@ def annotate(
     names: Annotated[bool, typer.Option(help='Show what the scans are called, here and in annotations.csv.')] = False,
 ):
     "**Annotate** scans: DICOM SEG, NIfTI, tables and a page to look at. Goes on past bad scans and after an interruption. Exit code 1 if one failed."
-    from pe_advseg.evaluation.prediction import Inference
-
     from pe_advseg.annotation.annotate import Options, annotate_all
     from pe_advseg.annotation.annotation import read_summary
+    from pe_advseg.evaluation.prediction import Inference
     from pe_advseg.scans.volume_files import reading_options
 
     reading = reading_options(dict(series=series, assume_hu=assume_hu, resample=resample))

@@ -7,9 +7,10 @@ __all__ = ['unlike_training', 'assess']
 
 # %% ../../nbs/evaluation/12_assessment.ipynb #f3cc5f57
 import numpy as np
+from scipy.stats import spearmanr
+
 from .dice_estimate import FEWEST, estimate
 from .uncertainty import SCAN_PROPERTIES
-from scipy.stats import spearmanr
 
 # %% ../../nbs/evaluation/12_assessment.ipynb #51e35cf0
 def _short(name: str, number: float) -> str:

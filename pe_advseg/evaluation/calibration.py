@@ -10,16 +10,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-from .dice_estimate import fit_dice
-from .uncertainty import SCAN_PROPERTIES, outline_uncertainty, scan_properties
 
 from ..core.errors import InputError, TrainingError
 from ..core.paths import write_whole
 from ..data.cache import CachedStudy
 from ..data.read_study import read_study
 from ..data.sources import is_synthetic
+from .dice_estimate import fit_dice
 from .inference import Predictor, load_predictors, predict_volume
 from .metrics import patient_scores
+from .uncertainty import SCAN_PROPERTIES, outline_uncertainty, scan_properties
 from ..training.run_folder import is_finished, trained_on
 
 # %% ../../nbs/evaluation/11_calibration.ipynb #eb335e50

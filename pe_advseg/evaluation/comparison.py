@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .intervals import compare_methods
-from .network_input import network_input
 
 from ..data.cache import CachedStudy
+from .intervals import compare_methods
 from .metrics import auroc
+from .network_input import network_input
 from ..training.trained_networks import load_discriminator, load_network
 
 # %% ../../nbs/evaluation/07_comparison.ipynb #1e51caeb

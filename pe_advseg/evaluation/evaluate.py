@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .prediction import predict_slices, to_pixels
-from .released_metrics import released_scores
 
 from ..core.errors import TrainingError
 from ..core.paths import whole_file
 from ..data.cache import CachedStudy
 from ..data.patches import Draw, draw_batch
 from .metrics import patient_scores
+from .prediction import predict_slices, to_pixels
+from .released_metrics import released_scores
 from ..training.checkpoint import load_checkpoint
 from ..training.config import TrainConfig
 from ..training.run_folder import read_config, trained_on

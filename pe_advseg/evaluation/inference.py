@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from .prediction import Inference, predict_slices, to_pixels
 
 from ..core.preprocessing import resample_in_plane
 from ..core.probability import to_bytes
 from ..core.volume import Volume
+from .prediction import Inference, predict_slices, to_pixels
 from ..training.config import TrainConfig
 from ..training.run_folder import learned_from
 from ..training.trained_networks import load_discriminator, load_network

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .network_input import body_box, in_windows, network_input
 
+from .network_input import body_box, in_windows, network_input
 from ..training.config import TrainConfig
 
 # %% ../../nbs/evaluation/04_prediction.ipynb #3107ff57

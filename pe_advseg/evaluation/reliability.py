@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from .dice_estimate import estimate
 
 from ..core.probability import STEP
+from .dice_estimate import estimate
 
 # %% ../../nbs/evaluation/13_reliability.ipynb #4d965621
 def _estimated_and_real(calibration: dict, rows: list[dict]) -> list[tuple[float, float]]:

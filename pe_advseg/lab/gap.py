@@ -10,7 +10,6 @@ import filelock
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..evaluation.intervals import bootstrap_mean, by_patient
 
 from ..core.forest_axis import forest_axis
 from ..core.forest_plot import Measure
@@ -18,6 +17,7 @@ from ..core.paths import data_dir
 from ..data.cache import CachedStudy
 from ..data.hospital_cache import build_cache
 from ..data.sources import synthetic_studies
+from ..evaluation.intervals import bootstrap_mean, by_patient
 from ..phantom.hospital import Hospital
 from ..training.scales import Scale
 

@@ -13,10 +13,10 @@ from time import process_time
 import numpy as np
 import pandas as pd
 import torch
-from ..evaluation.released_metrics import released_scores, threshold_curve
 
 from ..data.cache import CachedStudy
 from ..evaluation.evaluate import predict_study, to_native
+from ..evaluation.released_metrics import released_scores, threshold_curve
 from .gap import synthetic_sites
 from .runs import start_jobs, train_all
 from ..models.networks import build_network, count

@@ -13,10 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..evaluation.intervals import bootstrap_mean, compare_methods, paired_bootstrap
 
 from ..data.cache import CachedStudy
 from ..evaluation.inference import load_predictors
+from ..evaluation.intervals import bootstrap_mean, compare_methods, paired_bootstrap
 from ..review.retrain import with_corrections
 from ..review.worklist import possible, rank, run_facts, study_embedding
 from ..training.protocol import Setting, scans_digest

@@ -25,7 +25,7 @@ def _around_clot(mask: np.ndarray, pixel: tuple) -> tuple:
     width = slice(max(columns.min() - margin, 0), columns.max() + margin + 1)
     return mask.any((1, 2)), height, width
 
-
+# %% ../../nbs/lab/06_realism.ipynb #560615d4
 def _clot_and_lumen_hu(volume: Volume, mask: np.ndarray) -> tuple[float, float]:
     "Return the median HU of clot and of the blood beside it; NaN where there is none."
     if not mask.any():
@@ -73,14 +73,14 @@ def _cut_squares(hu: np.ndarray, size: int) -> np.ndarray:
                 squares.append(part[i : i + size, j : j + size].ravel())
     return np.stack(squares)
 
-
+# %% ../../nbs/lab/06_realism.ipynb #6c1628e5
 def _without_trend(squares: np.ndarray, size: int) -> np.ndarray:
     "Return the squares (n, size * size) less the polynomial of second order that fits each best."
     y, x = np.mgrid[:size, :size] / size - 0.5
     terms = np.stack([np.ones_like(x), x, y, x * y, x**2, y**2]).reshape(6, -1).T
     return squares - squares @ (terms @ np.linalg.pinv(terms)).T
 
-
+# %% ../../nbs/lab/06_realism.ipynb #af963666
 def _mean_over_directions(power: np.ndarray, pixel: float) -> tuple:
     "Return frequency (cycles per mm) and mean power in rings around frequency 0, which is left out."
     size = len(power)
@@ -134,7 +134,7 @@ def _measure_patient(hospital: Hospital, number: int, shape: tuple) -> dict:
     known = dict(emboli=len(study.patient.emboli), slice_mm=hospital.slice_mm, calibres=calibre)
     return measure_scan(study.volume, study.mask) | known
 
-
+# %% ../../nbs/lab/06_realism.ipynb #ab0669b1
 def measure_hospitals(
     hospitals: list[Hospital], patients: int, shape: tuple, workers: int = 1
 ) -> dict[str, list[dict]]:

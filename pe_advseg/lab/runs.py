@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ..evaluation.comparison import discriminator_auroc
 from tqdm.auto import tqdm
 
 from ..core.paths import runs_dir
 from ..data.cache import CachedStudy
 from ..data.patches import IGNORE, Draw, draw_batch
+from ..evaluation.comparison import discriminator_auroc
 from ..evaluation.evaluate import score_run
 from ..training.config import TrainConfig
 from ..training.protocol import Setting

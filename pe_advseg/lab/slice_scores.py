@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..evaluation.intervals import compare_methods
 
 from ..core.figure_style import method_label
 from ..core.forest_axis import forest_axis
@@ -20,6 +19,7 @@ from ..core.forest_plot import Measure
 from ..core.paths import project_root
 from ..data.cache import CachedStudy
 from ..evaluation.evaluate import adapt_batchnorm, predict_study, to_native
+from ..evaluation.intervals import compare_methods
 from .runs import in_processes
 from ..training.run_folder import read_config
 from ..training.trained_networks import load_network

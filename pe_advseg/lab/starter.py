@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from ..evaluation.intervals import compare_methods
 
 from ..core.paths import data_dir
 from ..data.cache import CachedStudy
 from ..data.hospital_cache import build_cache
 from ..data.layouts import find_studies
 from ..evaluation.evaluate import score_run
+from ..evaluation.intervals import compare_methods
 from ..models.networks import count
 from ..phantom.hospitals import HOSPITALS
 from ..phantom.phantom_files import write_hospital

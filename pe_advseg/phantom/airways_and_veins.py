@@ -42,7 +42,7 @@ def _add_large_airways(builder: TreeBuilder) -> dict:
     lower = builder.path([lower_start, (49, 40, -34)], [4.8, 4.2], 1, left)
     return {RIGHT_UPPER: right, MIDDLE: middle - 4, RIGHT_LOWER: middle, LEFT_UPPER: left, LEFT_LOWER: lower}
 
-
+# %% ../../nbs/phantom/09_airways_and_veins.ipynb #a3296638
 def _beside(point, radius: float, lobe: int) -> np.ndarray:
     "Return the point (3,) in mm beside an artery of this radius where the axis of its bronchus runs."
     return point + np.array(BRONCHUS_SIDE[lobe]) * (1.78 * radius + 1.4)

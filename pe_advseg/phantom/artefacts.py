@@ -12,15 +12,15 @@ from scipy.special import j0
 
 from .hospital import Hospital
 from .patients import patient_generator
-from .voxels import Grid
+from .voxels import VoxelGrid
 
 # %% ../../nbs/phantom/22_artefacts.ipynb #ffb9776a
-def _from_cava(grid: Grid) -> tuple:
+def _from_cava(grid: VoxelGrid) -> tuple:
     "Return x and y of the pixels in mm, seen from the middle of the superior vena cava."
     return grid.x[None] + np.float32(30), grid.y[:, None] + np.float32(14)
 
 # %% ../../nbs/phantom/22_artefacts.ipynb #57810f87
-def streak_artefact(grid: Grid, z: float, strength: float) -> np.ndarray:
+def streak_artefact(grid: VoxelGrid, z: float, strength: float) -> np.ndarray:
     "Return HU (y, x) of the rays that start at the superior vena cava, `strength` HU close to it."
     x, y = _from_cava(grid)
     distance, angle = np.hypot(x, y) + 1, np.arctan2(y, x)
@@ -28,7 +28,7 @@ def streak_artefact(grid: Grid, z: float, strength: float) -> np.ndarray:
     return np.float32(0.6 * strength) * rays * np.exp(-distance / 38) * np.clip((distance - 8) / 4, 0, 1)
 
 # %% ../../nbs/phantom/22_artefacts.ipynb #c5ff309c
-def beam_hardening(grid: Grid, z: float, depth: float) -> np.ndarray:
+def beam_hardening(grid: VoxelGrid, z: float, depth: float) -> np.ndarray:
     "Return HU (y, x) that are missing between the cava and the descending aorta, `depth` HU half-way."
     x, y = _from_cava(grid)
     length = float(np.hypot(55, 57))  # mm from the cava to the aorta
@@ -49,7 +49,7 @@ def draw_motion(hospital: Hospital, number: int) -> list[tuple]:
     return [breath, heart]
 
 # %% ../../nbs/phantom/22_artefacts.ipynb #67f3ea29
-def _near_heart(grid: Grid, reach: float):
+def _near_heart(grid: VoxelGrid, reach: float):
     "Return the weight (y, x) of a movement that reaches `reach` mm around the heart; 1 where it is infinite."
     if np.isinf(reach):
         return 1
@@ -59,7 +59,7 @@ def _near_heart(grid: Grid, reach: float):
 def average_over_motion(
     spectrum: np.ndarray,  # real Fourier transform of a slice, after the kernel
     movements: list,  # of `draw_motion`
-    grid: Grid,
+    grid: VoxelGrid,
     z: float,  # mm
     pixel: float,  # mm
 ) -> np.ndarray:

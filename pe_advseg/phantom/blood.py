@@ -10,7 +10,7 @@ import numpy as np
 
 from .patients import Patient
 from .vessel_tree import Tree, TreeBuilder
-from .voxels import Grid, blend, ellipsoid, tube
+from .voxels import VoxelGrid, ellipsoid, paint_shape, tube
 
 # %% ../../nbs/phantom/18_blood.ipynb #aa739445
 HEART = (  # centre, half axes (mm), turn (degrees), what fills it
@@ -46,29 +46,25 @@ GREAT_VESSELS = (  # what fills it, points (mm), radii (mm), painted in this ord
 )
 
 # %% ../../nbs/phantom/18_blood.ipynb #946c0378
-def is_visible(grid: Grid, radius) -> bool:
+def is_visible(grid: VoxelGrid, radius) -> bool:
     "Is a tube with these radii (mm) wide enough to be seen on this grid?"
     return max(radius) > 0.25 * grid.pixel
 
 # %% ../../nbs/phantom/18_blood.ipynb #37d83ef3
-def paint_tubes(hu, grid: Grid, start, end, radius, value: float, wall: float = 0.0) -> None:
+def paint_tubes(hu, grid: VoxelGrid, start, end, radius, value: float, wall: float = 0.0) -> None:
     "Paint the visible tubes, thickened by `wall` mm, over `hu` (z, y, x) in place."
     for a, b, r in zip(start, end, np.asarray(radius) + wall, strict=True):
-        part = tube(grid, a, b, r) if is_visible(grid, r) else None
-        if part:
-            box, coverage = part
-            blend(hu[box], coverage, value)
+        if is_visible(grid, r):
+            paint_shape(hu, tube(grid, a, b, r), value)
 
 # %% ../../nbs/phantom/18_blood.ipynb #c537c4cf
-def _paint_heart(hu, grid: Grid, patient: Patient, value: dict) -> None:
+def _paint_heart(hu, grid: VoxelGrid, patient: Patient, value: dict) -> None:
     "Paint the heart's muscle and chambers."
     for centre, axes, turn, content in HEART:
-        part = ellipsoid(grid, centre, np.array(axes) * patient.body.heart, turn)
-        if part:
-            box, coverage = part
-            blend(hu[box], coverage, value[content])
+        chamber = ellipsoid(grid, centre, np.array(axes) * patient.body.heart, turn)
+        paint_shape(hu, chamber, value[content])
 
-
+# %% ../../nbs/phantom/18_blood.ipynb #cc663d76
 def _great_vessels() -> list:
     "Return (what fills it, tubes) for every great vessel."
     vessels = []
@@ -79,7 +75,7 @@ def _great_vessels() -> list:
     return vessels
 
 # %% ../../nbs/phantom/18_blood.ipynb #720a7ec4
-def paint_blood(hu, grid: Grid, patient: Patient) -> None:
+def paint_blood(hu, grid: VoxelGrid, patient: Patient) -> None:
     "Paint heart, great vessels and pulmonary veins over `hu` (z, y, x) in place."
     value = patient.contrast | {'muscle': 95, 'oesophagus': 42, 'inferior cava': 110, 'azygos': 90}
     _paint_heart(hu, grid, patient, value)
@@ -92,7 +88,7 @@ def paint_blood(hu, grid: Grid, patient: Patient) -> None:
     paint_tubes(hu, grid, veins.start, veins.end, veins.radius, value['vein'])
 
 # %% ../../nbs/phantom/18_blood.ipynb #b22f58bf
-def paint_airways(hu, grid: Grid, airways: Tree) -> None:
+def paint_airways(hu, grid: VoxelGrid, airways: Tree) -> None:
     "Paint the walls of the airways and the air in them over `hu` (z, y, x) in place."
     wall = np.where(airways.generation < 2, 1.2, 0.4 + 0.2 * airways.radius[:, 0])[:, None]
     paint_tubes(hu, grid, airways.start, airways.end, airways.radius + wall, 15)

@@ -84,13 +84,13 @@ def soft_minimum(a, b, reach):
     h = np.clip(0.5 + 0.5 * (b - a) / reach, 0, 1)
     return b + (a - b) * h - reach * h * (1 - h)
 
-
+# %% ../../nbs/phantom/01_body.ipynb #46b0190d
 def ellipse_distance(x, y, centre, axes, size=1.0):
     "Return the approximate distance in mm to an ellipse in an axial plane, whose half axes are `size` times `axes`."
     ratio = np.sqrt(((x - centre[0]) / axes[0]) ** 2 + ((y - centre[1]) / axes[1]) ** 2)
     return (ratio - size) * axes[0]
 
-
+# %% ../../nbs/phantom/01_body.ipynb #13bb4979
 def section_size(z, centre, half):
     "Return the size of an ellipsoid's section at height z, 0 to 1; negative above and below the ellipsoid."
     t = 1 - ((z - centre) / half) ** 2
@@ -103,7 +103,7 @@ def narrowing(body: Body, z):
     "Return the share of its width that the rib cage has left at height z: 1 up to the great vessels, then a dome."
     return np.clip(1 - (np.clip(z - 5, 0, None) / (body.apex - 1)) ** 2.2, 0, 1) ** 0.5
 
-
+# %% ../../nbs/phantom/01_body.ipynb #4a9b1f4b
 def mediastinum_distance(body: Body, x, y, z):
     "Return the distance in mm to what lies between the lungs: heart, great vessels, spine, aorta, lung roots."
     heart, upper = body.heart, np.clip((z - 10) / 70, 0, 1)
@@ -119,7 +119,7 @@ def mediastinum_distance(body: Body, x, y, z):
         total = soft_minimum(total, part, 9.0)
     return total
 
-
+# %% ../../nbs/phantom/01_body.ipynb #cb45515e
 def diaphragm_height(body: Body, x, y):
     "Return z of the diaphragm in mm; it falls from each dome to the sides."
     right = body.dome[0] - 40 * (((x + 62) / 80) ** 2 + ((y + 2) / 82) ** 2)
@@ -139,7 +139,7 @@ def lung_distance(
     beside = np.maximum(wall + 1.5, 2.0 - mediastinum_distance(body, x, y, z))
     return np.maximum(beside, (floor - z) * 0.75)
 
-
+# %% ../../nbs/phantom/01_body.ipynb #b0c91103
 def outside_lungs(body: Body, points) -> np.ndarray:
     "Return the distance in mm to the lungs' surface at points (n, 3) = (x, y, z), negative inside."
     x, y, z = np.asarray(points, float).T

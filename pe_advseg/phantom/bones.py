@@ -10,7 +10,7 @@ import numpy as np
 
 from .body import ellipse_distance
 from .chest_wall import SliceFrame
-from .voxels import blend, partial_volume
+from .voxels import paint_inside
 
 # %% ../../nbs/phantom/04_bones.ipynb #868f5d76
 def _paint_rib_cage(hu, frame: SliceFrame, z: float, wall) -> None:
@@ -20,8 +20,8 @@ def _paint_rib_cage(hu, frame: SliceFrame, z: float, wall) -> None:
     up = (place - np.floor(place) - 0.5) * (0.86 * body.rib_pitch)  # mm above the middle of the nearest rib
     rib = np.maximum((np.hypot(up / 6.3, (wall - 6) / 4.6) - 1) * 4.6, 12 - abs(frame.x))
     cartilage = np.clip((angle - 2.35) / 0.1, 0, 1)
-    blend(hu, partial_volume(rib, frame.edge), 640 - 545 * cartilage)
-    blend(hu, partial_volume(rib + 1.7, frame.edge), 190 - 90 * cartilage)
+    paint_inside(hu, rib, frame.edge, 640 - 545 * cartilage)
+    paint_inside(hu, rib + 1.7, frame.edge, 190 - 90 * cartilage)
 
 # %% ../../nbs/phantom/04_bones.ipynb #08a1a1a4
 def _paint_breastbone(hu, frame: SliceFrame, z: float, wall, middle) -> None:
@@ -32,17 +32,17 @@ def _paint_breastbone(hu, frame: SliceFrame, z: float, wall, middle) -> None:
     ratio = np.sqrt(np.sqrt((frame.x / half_width) ** 4 + ((wall - 8) / 5.8) ** 4))
     breastbone = (ratio - 1) * 5.8
     breastbone[frame.y > 0] = 50  # in front only
-    blend(hu, partial_volume(breastbone, pixel), 420)
-    blend(hu, partial_volume(breastbone + 1.6, pixel), 150 + 25 * middle)
+    paint_inside(hu, breastbone, pixel, 420)
+    paint_inside(hu, breastbone + 1.6, pixel, 150 + 25 * middle)
 
-
+# %% ../../nbs/phantom/04_bones.ipynb #29a9d86f
 def _paint_shoulder_blades(hu, frame: SliceFrame, z: float, wall, skin) -> None:
     "Paint both shoulder blades, thin plates outside the ribs."
     if z <= -30:
         return
     from_middle = frame.angle - 0.85
     plate = np.maximum(abs(wall - 19 - 16 * from_middle) - 2.4, (abs(from_middle) - 0.26) * frame.radius)
-    blend(hu, partial_volume(np.maximum(plate, skin + 8), frame.grid.pixel), 420)
+    paint_inside(hu, np.maximum(plate, skin + 8), frame.grid.pixel, 420)
 
 # %% ../../nbs/phantom/04_bones.ipynb #41824e4a
 def paint_ribs(hu, frame: SliceFrame, z: float, wall, skin, middle) -> None:
@@ -57,12 +57,12 @@ def _paint_vertebral_body(hu, x, y, cycle: float, pixel: float, middle) -> None:
     half_depth = 14.3 if 0.25 < cycle < 0.6 else 15.5  # narrower in its middle
     body = ellipse_distance(x, y, (0, 55), (19, half_depth))
     if cycle > 0.8:
-        blend(hu, partial_volume(body, pixel), 95)
+        paint_inside(hu, body, pixel, 95)
         return
-    blend(hu, partial_volume(body, pixel), 430)
-    blend(hu, partial_volume(body + 1.5, pixel), 165 + 35 * middle)
+    paint_inside(hu, body, pixel, 430)
+    paint_inside(hu, body + 1.5, pixel, 165 + 35 * middle)
 
-
+# %% ../../nbs/phantom/04_bones.ipynb #3ca10c7e
 def _paint_vertebral_arch(hu, x, y, cycle: float, pixel: float) -> None:
     "Paint the arch around the spinal canal, its processes, and the canal itself."
     canal = np.hypot(x / 1.15, y - 79)
@@ -72,9 +72,9 @@ def _paint_vertebral_arch(hu, x, y, cycle: float, pixel: float) -> None:
     if cycle < 0.45:
         transverse = np.maximum(abs(y - 82 - 0.12 * abs(x)) - 4, abs(abs(x) - 22) - 13)
         bone = np.minimum(bone, transverse)
-    blend(hu, partial_volume(bone, pixel), 480)
-    blend(hu, partial_volume(bone + 2, pixel), 230)
-    blend(hu, partial_volume(canal - 8.6, pixel), 30)
+    paint_inside(hu, bone, pixel, 480)
+    paint_inside(hu, bone + 2, pixel, 230)
+    paint_inside(hu, canal - 8.6, pixel, 30)
 
 # %% ../../nbs/phantom/04_bones.ipynb #9cf3ebc0
 def paint_spine(hu, frame: SliceFrame, z: float, middle) -> None:

@@ -20,7 +20,7 @@ from pe_advseg.phantom.body import (
     section_size,
     soft_minimum,
 )
-from .voxels import Grid, Texture, blend, partial_volume
+from .voxels import Texture, VoxelGrid, blend, paint_inside, partial_volume
 
 # %% ../../nbs/phantom/02_chest_wall.ipynb #057fb0fd
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SliceFrame:
     "What all axial slices of one patient share; arrays (y, x) float32."
 
     body: Body
-    grid: Grid
+    grid: VoxelGrid
     x: np.ndarray  # mm
     y: np.ndarray  # mm
     radius: np.ndarray  # mm from the centre line
@@ -46,7 +46,7 @@ class SliceFrame:
         return self.radius * (1 - np.float32(narrowing(self.body, z)) / self.ratio)
 
 # %% ../../nbs/phantom/02_chest_wall.ipynb #54e0ab90
-def draw_slice_frame(body: Body, grid: Grid, generator: np.random.Generator) -> SliceFrame:
+def draw_slice_frame(body: Body, grid: VoxelGrid, generator: np.random.Generator) -> SliceFrame:
     "Compute the shared arrays and draw the patient's textures."
     x, y = (np.ascontiguousarray(a, np.float32) for a in np.broadcast_arrays(grid.x[None, :], grid.y[:, None]))
     radius, ratio, angle = polar(x, y - np.float32(CENTRE_Y), body.width, body.depth, 2.4)
@@ -79,8 +79,8 @@ def _paint_couch(hu, frame: SliceFrame) -> None:
     "Paint the hollow couch under the patient's back."
     body, pixel = frame.body, frame.grid.pixel
     couch = frame.y - (CENTRE_Y + body.depth + 0.75 * (body.fat + 20) + 17) + 2.2 * (frame.x / 70) ** 2
-    blend(hu, partial_volume(abs(couch) - 9, pixel), -880)
-    blend(hu, partial_volume(abs(abs(couch) - 9) - 1, pixel), -300)
+    paint_inside(hu, abs(couch) - 9, pixel, -880)
+    paint_inside(hu, abs(abs(couch) - 9) - 1, pixel, -300)
 
 # %% ../../nbs/phantom/02_chest_wall.ipynb #98995ccc
 def paint_outside(
@@ -100,8 +100,8 @@ def paint_outside(
         for side in (-68, 68):
             breast = ellipse_distance(x, y, (side, -body.depth - 8), (58, body.breast + 22), breast_size)
             skin = soft_minimum(skin, breast, 14)
-    blend(hu, partial_volume(skin, pixel), 15)
-    blend(hu, partial_volume(skin + 2.2, pixel), -104 + 5 * coarse)
+    paint_inside(hu, skin, pixel, 15)
+    paint_inside(hu, skin + 2.2, pixel, -104 + 5 * coarse)
     if body.breast and breast_size > 0:
         gland = partial_volume(skin + 9, 6) * partial_volume(y + body.depth + 14, 8) * partial_volume(10 - abs(x), 5)
         blend(hu, gland * np.clip(0.9 * coarse + 0.5 * middle, 0, 1), 20)
@@ -129,4 +129,4 @@ def paint_wall(hu, frame: SliceFrame, z: float, wall, skin, coarse, middle) -> N
     between_layers = abs(wall - 0.55 * thick - 1.5 * middle) - 0.9
     layer = partial_volume(between_layers, pixel) * np.clip(0.6 + 0.5 * coarse, 0, 1)
     blend(hu, layer * muscle * (thick > 9), -70)
-    blend(hu, partial_volume(wall + 1, pixel), -92 + 10 * coarse + 10 * middle)
+    paint_inside(hu, wall + 1, pixel, -92 + 10 * coarse + 10 * middle)

@@ -53,7 +53,7 @@ def follow_arteries(tree: Tree, first: list, generator, reach_back: bool = True)
             if k not in seen and tree.generation[k] > TRUNK:
                 waiting.append(k)
 
-
+# %% ../../nbs/phantom/11_clot_path.ipynb #8559a943
 def _branches_taken(tree: Tree, k: int, width: np.ndarray, least: float, generator) -> list[int]:
     "Return the branches of artery k into which a clot goes on: the widest one, and each other one with chance 0.5."
     branches = sorted(np.flatnonzero(tree.parent == k).tolist(), key=lambda branch: -width[branch])

@@ -37,7 +37,7 @@ def _across(along: np.ndarray, side: np.ndarray) -> np.ndarray:
     across /= max(np.linalg.norm(across), 1e-6)
     return across
 
-
+# %% ../../nbs/phantom/12_emboli.ipynb #d359119d
 def _clot_radius(generator, lumen: float, share: float) -> float:
     "Return the radius in mm of a clot where the artery's is `lumen`: wider than the artery if it fills it."
     if share >= 1:

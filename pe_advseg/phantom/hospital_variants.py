@@ -19,7 +19,7 @@ def _check_causes(causes) -> None:
     if unknown:
         raise ValueError(f'no cause {", ".join(map(repr, unknown))}; there are {", ".join(CAUSES)}')
 
-
+# %% ../../nbs/phantom/25_hospital_variants.ipynb #73ee58df
 def _switched_off(hospital: Hospital, off: set, name_parts: tuple, changes: dict) -> Hospital:
     "Return a copy of a hospital without the causes in `off`, with a new name, and with other fields changed."
     in_order = tuple(cause for cause in CAUSES if cause in off)
@@ -38,7 +38,7 @@ def without(
     _check_causes(causes)
     return _switched_off(hospital, {*hospital.off, *causes}, ('without', *causes), changes)
 
-
+# %% ../../nbs/phantom/25_hospital_variants.ipynb #4de13fdc
 def only(
     hospital: Hospital,
     *causes: str,  # names in `CAUSES`
@@ -67,7 +67,7 @@ def _mixed_field(a: Hospital, b: Hospital, name: str, amount: float):
         return tuple(value.tolist())
     return float(value)
 
-
+# %% ../../nbs/phantom/25_hospital_variants.ipynb #afb1f5cc
 def _mixed_kernel(a: Hospital, b: Hospital, amount: float) -> str | tuple:
     "Return the kernel on the way from a's to b's."
     if amount == 0:

@@ -13,10 +13,10 @@ from .blood import paint_tubes
 from .hospital import Hospital
 from .patients import Patient, patient_generator
 from .vessel_tree import LOBAR, MAIN, SEGMENTAL, Tree
-from .voxels import Grid, blend, ellipsoid, tube
+from .voxels import VoxelGrid, ellipsoid, paint_shape, tube
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #1494e149
-def _paint_nodes(hu, grid: Grid, hospital: Hospital, tree: Tree, generator: np.random.Generator) -> None:
+def _paint_nodes(hu, grid: VoxelGrid, hospital: Hospital, tree: Tree, generator: np.random.Generator) -> None:
     "Draw lymph nodes beside the arteries of the lung roots, and paint them if the cause is on."
     central = (tree.generation >= LOBAR) & (tree.generation <= SEGMENTAL)
     hilar = np.flatnonzero(central & (tree.radius[:, 0] > 2.5))
@@ -25,13 +25,12 @@ def _paint_nodes(hu, grid: Grid, hospital: Hospital, tree: Tree, generator: np.r
         axes, way, value = generator.uniform(3.5, 8, 3), generator.normal(size=3), generator.uniform(35, 75)
         distance = tree.radius[k, 1] + axes.mean() + 0.5
         centre = tree.end[k] + way / np.linalg.norm(way) * distance
-        part = ellipsoid(grid, centre, axes, generator.uniform(0, 180))
-        if part and hospital.has('nodes'):
-            box, coverage = part
-            blend(hu[box], coverage, value)
+        node = ellipsoid(grid, centre, axes, generator.uniform(0, 180))
+        if hospital.has('nodes'):
+            paint_shape(hu, node, value)
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #e2fd88d9
-def _paint_mucus(hu, grid: Grid, hospital: Hospital, airways: Tree, generator: np.random.Generator) -> None:
+def _paint_mucus(hu, grid: VoxelGrid, hospital: Hospital, airways: Tree, generator: np.random.Generator) -> None:
     "Draw bronchi that are plugged with mucus, and paint them if the cause is on."
     bronchi = np.flatnonzero(airways.generation == IN_LOBE)
     for _ in range(generator.poisson(hospital.mucus)):
@@ -41,13 +40,13 @@ def _paint_mucus(hu, grid: Grid, hospital: Hospital, airways: Tree, generator: n
             paint_tubes(hu, grid, airways.start[plug], airways.end[plug], airways.radius[plug], 25)
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #0077324a
-def paint_lookalikes(hu, grid: Grid, hospital: Hospital, patient: Patient, generator: np.random.Generator) -> None:
+def paint_lookalikes(hu, grid: VoxelGrid, hospital: Hospital, patient: Patient, generator: np.random.Generator) -> None:
     "Paint lymph nodes and mucus plugs over `hu` (z, y, x) in place."
     _paint_nodes(hu, grid, hospital, patient.arteries, generator)
     _paint_mucus(hu, grid, hospital, patient.airways, generator)
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #5fbe9941
-def _poor_mixing(grid: Grid, hospital: Hospital, tree: Tree, generator: np.random.Generator) -> list:
+def _poor_mixing(grid: VoxelGrid, hospital: Hospital, tree: Tree, generator: np.random.Generator) -> list:
     "Draw arteries in which contrast and blood have not mixed: (box, share of the contrast that is left)."
     found = []
     wide = np.flatnonzero((tree.generation >= MAIN) & (tree.generation <= SEGMENTAL))
@@ -59,7 +58,7 @@ def _poor_mixing(grid: Grid, hospital: Hospital, tree: Tree, generator: np.rando
             found.append((box, 1 - loss * coverage))
     return found
 
-
+# %% ../../nbs/phantom/19_lookalikes.ipynb #a2d36f8e
 def _arteries_beyond(patient: Patient) -> np.ndarray:
     "Return (n,) bool, the arteries behind an occlusion, without the occluded ones."
     tree, blocked = patient.arteries, np.zeros(len(patient.arteries), bool)
@@ -71,7 +70,7 @@ def _arteries_beyond(patient: Patient) -> np.ndarray:
     return beyond & ~blocked
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #bd64597b
-def contrast_dilutions(grid: Grid, hospital: Hospital, patient: Patient, generator: np.random.Generator) -> list:
+def contrast_dilutions(grid: VoxelGrid, hospital: Hospital, patient: Patient, generator: np.random.Generator) -> list:
     "Return (box, share of the contrast that is left) for poor mixing, and for arteries beyond an occlusion."
     tree, found = patient.arteries, _poor_mixing(grid, hospital, patient.arteries, generator)
     for k in np.flatnonzero(_arteries_beyond(patient) & (tree.radius[:, 0] > 0.25 * grid.pixel)):
@@ -82,7 +81,7 @@ def contrast_dilutions(grid: Grid, hospital: Hospital, patient: Patient, generat
     return found
 
 # %% ../../nbs/phantom/19_lookalikes.ipynb #273e6ab9
-def bolus_interruption(grid: Grid, hospital: Hospital, number: int) -> np.ndarray | None:
+def bolus_interruption(grid: VoxelGrid, hospital: Hospital, number: int) -> np.ndarray | None:
     """Return (z,) the share of their contrast that the arteries keep, or None where the bolus was not interrupted.
 
     Gosselin et al. (J Thorac Imaging 2004) found an interruption in 37 % of scans, mostly by less than 100 HU."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from .body import ellipse_distance, lung_distance, section_size
 from .chest_wall import SliceFrame, ramp
-from .voxels import blend, partial_volume
+from .voxels import blend, paint_inside, partial_volume
 
 # %% ../../nbs/phantom/03_organs.ipynb #d434bfc1
 def paint_abdomen(hu, frame: SliceFrame, z: float, wall, coarse) -> None:
@@ -21,12 +21,12 @@ def paint_abdomen(hu, frame: SliceFrame, z: float, wall, coarse) -> None:
         return
     blend(hu, below, -95)
     liver = np.maximum(x - 38 - 10 * coarse - 0.2 * y, wall + 4)
-    blend(hu, below * partial_volume(liver, pixel), 95 + 6 * coarse)
+    paint_inside(hu, liver, pixel, 95 + 6 * coarse, within=below)
     spleen = ellipse_distance(x, y, (88, 40), (34, 44), section_size(z, -128, 56))
-    blend(hu, below * partial_volume(spleen, pixel), 115)
+    paint_inside(hu, spleen, pixel, 115, within=below)
     stomach = ellipse_distance(x, y, (62, -22), (46, 42), section_size(z, -134, 52))
     content = np.where(y < -38, np.float32(-950), np.float32(35))  # gas above fluid
-    blend(hu, below * partial_volume(stomach, pixel), content)
+    paint_inside(hu, stomach, pixel, content, within=below)
 
 # %% ../../nbs/phantom/03_organs.ipynb #32be2a44
 def _lung_hu(frame: SliceFrame, back, coarse, middle, fine) -> np.ndarray:
@@ -34,7 +34,7 @@ def _lung_hu(frame: SliceFrame, back, coarse, middle, fine) -> np.ndarray:
     emphysema = frame.body.emphysema * np.clip(0.8 * coarse + 0.3 * middle, 0, 1.3)
     return -868 + 55 * back + 14 * coarse + 16 * middle + 24 * fine - emphysema
 
-
+# %% ../../nbs/phantom/03_organs.ipynb #2f5617a9
 def _by_side(frame: SliceFrame, pair: tuple) -> np.ndarray:
     "Return (y, x) the first of two numbers on the patient's right and the second on the left."
     return np.where(frame.x < 0, np.float32(pair[0]), np.float32(pair[1]))
@@ -49,6 +49,6 @@ def paint_lungs(hu, frame: SliceFrame, z: float, wall, coarse, middle) -> None:
     low = ramp(z, 25, -65)
     fluid = _by_side(frame, body.effusion) * np.clip((frame.y - 5) / 60, 0, 1) * low
     collapsed = _by_side(frame, body.collapse) * back * (0.25 + 0.75 * low) * (1 + 0.35 * middle)
-    blend(value, partial_volume(-wall - collapsed - fluid, 7) * (collapsed > 2), 75 + 8 * middle)
-    blend(value, partial_volume(-wall - fluid, 1.5 * frame.grid.pixel) * (fluid > 1), 9 + 3 * middle)
+    paint_inside(value, -wall - collapsed - fluid, 7, 75 + 8 * middle, within=(collapsed > 2))
+    paint_inside(value, -wall - fluid, 1.5 * frame.grid.pixel, 9 + 3 * middle, within=(fluid > 1))
     blend(hu, lung, value)

@@ -46,7 +46,7 @@ def _scan_folder(folder: Path, name: str, layout: str) -> Path:
     "Return where the slices of a patient lie."
     return folder / 'CT_scans' / name if layout == 'fumpe' else folder / name
 
-
+# %% ../../nbs/phantom/27_patient_files.ipynb #d1001637
 def _header(hospital: Hospital, layout: str) -> dict:
     "Return the DICOM keywords that every slice gets besides the usual ones."
     header = {'SliceThickness': f'{hospital.slice_mm:g}', 'PatientSex': 'O', 'ImageComments': SYNTHETIC}
@@ -67,7 +67,7 @@ def _write_slices(folder: Path, study: PhantomStudy, hospital: Hospital, name: s
         reverse=reverse,
     )
 
-
+# %% ../../nbs/phantom/27_patient_files.ipynb #8d85f4b5
 def _write_mask(folder: Path, study: PhantomStudy, sources, mask: str | None) -> None:
     "Write the mask of a plain folder beside the slices, in the way `mask` says."
     if mask == 'nifti':

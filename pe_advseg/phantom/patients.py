@@ -18,7 +18,7 @@ from .emboli import Embolus, place_emboli
 from .hospital import Hospital
 from .pulmonary_arteries import grow_arteries
 from .vessel_tree import Tree
-from .voxels import Grid
+from .voxels import VoxelGrid
 
 # %% ../../nbs/phantom/15_patients.ipynb #af55e678
 GENERATOR_VERSION = 1  # part of every key and of every stamp on disk: raise it when the pictures change
@@ -61,14 +61,14 @@ def _normal_within(generator, mean: float, deviation: float) -> float:
     "Draw a normal number, cut off at two standard deviations."
     return float(np.clip(generator.normal(mean, deviation), mean - 2 * deviation, mean + 2 * deviation))
 
-
+# %% ../../nbs/phantom/15_patients.ipynb #a38b0308
 def _draw_body(hospital: Hospital, generator) -> Body:
     "Draw the build of one of the hospital's patients; a cause that is switched off gets no chance."
     causes = ('effusion', 'collapse', 'emphysema')
     chances = [getattr(hospital, cause) * hospital.has(cause) for cause in causes]
     return draw_body(generator, hospital.size, hospital.fat_mm, hospital.female, *chances)
 
-
+# %% ../../nbs/phantom/15_patients.ipynb #7dedab2d
 def _draw_emboli(hospital: Hospital, patient: int, arteries: Tree, scale: float, generator) -> list[Embolus]:
     "Draw a patient's emboli; none for the hospital's share without PE."
     if quasi_random(hospital, patient, 0) < hospital.negative:
@@ -101,7 +101,7 @@ def place_grid(
     shape: tuple,  # voxels (z, y, x)
     pixel_mm: float | None = None,  # instead of field of view / shape
     z_mm: float | None = None,  # distance of slices instead of height / shape
-) -> tuple[Grid, Volume]:
+) -> tuple[VoxelGrid, Volume]:
     "Return the voxels in the anatomy, and an empty `Volume` with their place in patient space (LPS)."
     low, high = patient.z_range
     pixel, step = pixel_mm or patient.fov / max(shape[1:]), z_mm or (high - low) / shape[0]
@@ -110,7 +110,7 @@ def place_grid(
         centres.append(middle + (np.arange(count) - (count - 1) / 2) * size)
     scale = patient.body.scale
     anatomical = [(axis / scale).astype(np.float32) for axis in centres]
-    grid = Grid(*anatomical, pixel / scale, hospital.slice_mm / scale)
+    grid = VoxelGrid(*anatomical, pixel / scale, hospital.slice_mm / scale)
     axial = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]])
     origin = tuple(float(axis[0]) for axis in centres[::-1])
     return grid, Volume(np.zeros(shape, np.int16), (step, pixel, pixel), origin, axial)

@@ -17,7 +17,7 @@ from .hospital import Hospital
 from .patients import Patient, draw_patient, place_grid
 from .scanner import scan_scene
 from .scene import paint_scene
-from .truth import artery_table, embolus_table, obstruction_index
+from .truth import artery_table, clot_table, obstruction_index
 
 # %% ../../nbs/phantom/24_phantom.ipynb #f3ee6e8e
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class PhantomStudy:
 
     @cached_property
     def emboli(self) -> DataFrame:
-        "One row per embolus, numbered as in `clot_ids`; see `embolus_table`."
-        return embolus_table(self.patient)
+        "One row per embolus, numbered as in `clot_ids`; see `clot_table`."
+        return clot_table(self.patient)
 
     @property
     def obstruction(self) -> float:

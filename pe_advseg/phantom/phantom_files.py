@@ -38,7 +38,7 @@ def _stamp(hospital: Hospital, patients: list, shape: tuple, layout: str, mask: 
         made['truth'] = True
     return json.loads(json.dumps(made))  # tuples become lists, as they will when read back
 
-
+# %% ../../nbs/phantom/28_phantom_files.ipynb #fd83e3a4
 def _read_stamp(folder: Path) -> dict | None:
     "Return the stamp of a folder, or None if it has none that can be read."
     try:
@@ -70,7 +70,7 @@ def _find_hospital(hospital: Hospital | str) -> Hospital:
         raise ValueError(f'no hospital {hospital!r}; there are {", ".join(HOSPITALS)}')
     return HOSPITALS[hospital]
 
-
+# %% ../../nbs/phantom/28_phantom_files.ipynb #5d3fbe52
 def _patient_numbers(patients) -> list[int]:
     "Return the numbers of patients: as many from 1, or those given, in order. Raises ValueError."
     numbers = list(range(1, patients + 1)) if isinstance(patients, int) else sorted({int(n) for n in patients})
@@ -78,7 +78,7 @@ def _patient_numbers(patients) -> list[int]:
         raise ValueError(f'patients are numbered from 1, got {patients}')
     return numbers
 
-
+# %% ../../nbs/phantom/28_phantom_files.ipynb #9d06216a
 def _check_layout(layout: str, mask: str | None) -> None:
     "Raise ValueError for a layout or a kind of mask that does not exist."
     if layout not in ('fumpe', 'folder'):

@@ -14,10 +14,10 @@ from .hospital import Hospital
 from .patients import Patient, patient_generator
 from .reconstruction import scanner_response
 from .scene import Scene
-from .voxels import Grid
+from .voxels import VoxelGrid
 
 # %% ../../nbs/phantom/23_scanner.ipynb #2caf7ea0
-def _add_cava_artefacts(hu: np.ndarray, hospital: Hospital, patient: Patient, grid: Grid, z: float) -> np.ndarray:
+def _add_cava_artefacts(hu: np.ndarray, hospital: Hospital, patient: Patient, grid: VoxelGrid, z: float) -> np.ndarray:
     "Return a slice (y, x) with the streaks and the dark band of a dense cava; `hu` itself if there are none."
     dense = max(patient.contrast['cava'] - 250, 0)
     fade = min((z + 28) / 15, (105 - z) / 15, 1.0)
@@ -30,7 +30,7 @@ def _add_cava_artefacts(hu: np.ndarray, hospital: Hospital, patient: Patient, gr
     return hu
 
 # %% ../../nbs/phantom/23_scanner.ipynb #7b306707
-def _noise_by_place(grid: Grid) -> np.ndarray:
+def _noise_by_place(grid: VoxelGrid) -> np.ndarray:
     "Return the factor (y, x) by which noise is stronger or weaker than usual: most in the middle of the body."
     return 0.55 + 0.6 * np.exp(-((grid.x[None] / 120) ** 2 + ((grid.y[:, None] - 10) / 85) ** 2))
 
@@ -39,7 +39,7 @@ def scan_scene(
     hospital: Hospital,
     number: int,  # of the patient
     patient: Patient,
-    grid: Grid,
+    grid: VoxelGrid,
     scene: Scene,
     pixel: float,  # mm in the patient, not in the anatomy
 ) -> np.ndarray:  # int16 (z, y, x)

@@ -17,7 +17,7 @@ from .lookalikes import bolus_interruption, contrast_dilutions, paint_lookalikes
 from .patients import Patient, patient_generator
 from .thorax import paint_chest
 from .truth import swollen_radius
-from .voxels import Grid, tube
+from .voxels import VoxelGrid, tube
 
 # %% ../../nbs/phantom/20_scene.ipynb #66b90102
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scene:
         return self.ids > 0
 
 # %% ../../nbs/phantom/20_scene.ipynb #929fe835
-def _paint_lumen(grid: Grid, patient: Patient) -> tuple:
+def _paint_lumen(grid: VoxelGrid, patient: Patient) -> tuple:
     "Return the share of every voxel inside an artery (float32), and the artery's generation (uint8), both (z, y, x)."
     tree, radius = patient.arteries, swollen_radius(patient)
     artery, generation = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8)
@@ -49,8 +49,8 @@ def _paint_lumen(grid: Grid, patient: Patient) -> tuple:
         np.maximum(artery[box], share, out=artery[box])
     return artery, generation
 
-
-def _paint_clots(grid: Grid, patient: Patient) -> tuple:
+# %% ../../nbs/phantom/20_scene.ipynb #28a6ac3f
+def _paint_clots(grid: VoxelGrid, patient: Patient) -> tuple:
     "Return the share of every voxel inside a clot (float32), and the clot's number (uint8), both (z, y, x)."
     clot, ids = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8)
     for number, embolus in enumerate(patient.emboli, 1):
@@ -64,7 +64,7 @@ def _paint_clots(grid: Grid, patient: Patient) -> tuple:
     return clot, ids
 
 # %% ../../nbs/phantom/20_scene.ipynb #1f0fa1a0
-def paint_arteries(grid: Grid, patient: Patient) -> tuple:
+def paint_arteries(grid: VoxelGrid, patient: Patient) -> tuple:
     "Return the shares of artery and clot, the number of the embolus and the generation of the artery of every voxel."
     artery, generation = _paint_lumen(grid, patient)
     clot, ids = _paint_clots(grid, patient)
@@ -82,7 +82,7 @@ def _lumen_hu(contrast: float, shape: tuple, k: int, dilutions: list, flow) -> n
     return lumen
 
 # %% ../../nbs/phantom/20_scene.ipynb #e0f9d228
-def paint_scene(hospital: Hospital, number: int, patient: Patient, grid: Grid) -> Scene:
+def paint_scene(hospital: Hospital, number: int, patient: Patient, grid: VoxelGrid) -> Scene:
     "Return patient `number` of a hospital as it lies before the scanner."
     frame = draw_slice_frame(patient.body, grid, patient_generator(hospital, number, 2))
     generator = patient_generator(hospital, number, 3)

@@ -34,7 +34,7 @@ def _write_nrrd(path, array: np.ndarray, volume: Volume) -> None:
     image.SetDirection(volume.direction[:, ::-1].ravel().tolist())
     SimpleITK.WriteImage(image, str(path), useCompression=True)
 
-
+# %% ../../nbs/phantom/30_twins.ipynb #88338650
 def _write_cad_pe(folder: Path, number: int, study: PhantomStudy) -> None:
     "Add one patient in CAD-PE's layout."
     early = number <= 40
@@ -85,7 +85,7 @@ def _rspect_uid(kind: str, number: int) -> str:
     "Return the identifier of a study or a series: twelve hexadecimal digits."
     return hashlib.sha256(f'{kind}/{number}'.encode()).hexdigest()[:12]
 
-
+# %% ../../nbs/phantom/30_twins.ipynb #f84d9051
 def _rspect_labels(number: int, study: PhantomStudy) -> dict:
     "Return the labels of a whole scan; clot on the patient's left has x above 0."
     clot = np.argwhere(study.mask)

@@ -16,9 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..evaluation.network_input import body_box, network_input
-from ..evaluation.prediction import predict_slices
-from ..evaluation.uncertainty import doubt, outline_uncertainty
 
 from ..annotation.annotation import read_summary, recorded_reading
 from ..core.errors import InputError
@@ -28,6 +25,9 @@ from ..data.cache import CachedStudy
 from ..data.corrected_studies import corrected_versions
 from ..data.scan_folders import find_scans
 from ..evaluation.inference import Predictor
+from ..evaluation.network_input import body_box, network_input
+from ..evaluation.prediction import predict_slices
+from ..evaluation.uncertainty import doubt, outline_uncertainty
 from ..scans.series import pixel_digest
 from ..scans.volume_files import read_volume
 
