@@ -1,4 +1,4 @@
-"""Correcting a label: against scikit-image's flood fill, a distance formula voxel by voxel, and a plain copy of the array for every step."""
+"""Correcting a label: against scikit-image's flood fill, a distance formula voxel by voxel, and copies of the array."""
 
 import copy
 
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pe_advseg.review.unfinished import read_draft, write_draft
 from skimage.segmentation import flood
 
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
-from pe_advseg.review.edit import Edits, read_draft, write_draft
+from pe_advseg.review.edit import Edits
 
 SHAPE, SPACING = (6, 12, 14), (2.5, 0.8, 0.7)
 
@@ -70,12 +71,12 @@ def test_undo_gives_the_same_array_and_redo_the_other(doing, back):
     volume, numbers, probability = make()
     given_numbers = numbers.copy()
     edits = Edits(volume, numbers, probability)
-    seen = [(edits.numbers.copy(), copy.deepcopy(edits.said))]
+    seen = [(edits.numbers.copy(), copy.deepcopy(edits.decision_of))]
     for action in doing:
         steps = len(edits.done)
         do(edits, action)
         if len(edits.done) > steps:
-            seen.append((edits.numbers.copy(), dict(edits.said)))
+            seen.append((edits.numbers.copy(), dict(edits.decision_of)))
         check_counts(edits)
     assert len(seen) == len(edits.done) + 1
     place = len(seen) - 1
@@ -84,14 +85,14 @@ def test_undo_gives_the_same_array_and_redo_the_other(doing, back):
         place = max(0, place - 1) if way == 'undo' else min(len(seen) - 1, place + 1)
         assert bool(moved) or place in (0, len(seen) - 1)
         np.testing.assert_array_equal(edits.numbers, seen[place][0])
-        assert edits.said == seen[place][1] and edits.changed == (place > 0)
+        assert edits.decision_of == seen[place][1] and edits.changed == (place > 0)
         check_counts(edits)
     np.testing.assert_array_equal(numbers, given_numbers)  # the caller's array is never written to
 
 
 def check_counts(edits):
     "What is kept up to date is what a look through everything gives."
-    present = {int(n): int(count) for n, count in zip(*np.unique(edits.numbers, return_counts=True)) if n}
+    present = {int(n): int(count) for n, count in zip(*np.unique(edits.numbers, return_counts=True), strict=False) if n}
     assert {n: count for n, count in edits.voxels.items() if count} == present and edits.emboli == sorted(present)
     for number in present:
         np.testing.assert_array_equal(edits.places(number), np.argwhere(edits.numbers == number))
@@ -151,7 +152,7 @@ def test_erasing_has_no_limits():
     covered = distance_mm(volume, (1, 3, 3)) <= 2
     covered[np.arange(SHAPE[0]) != 1] = False
     np.testing.assert_array_equal(edits.numbers, np.where(covered, 0, numbers))
-    assert edits.said == {1: 'changed'}
+    assert edits.decision_of == {1: 'changed'}
 
 
 def test_a_stroke_is_one_step():

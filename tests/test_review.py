@@ -1,11 +1,16 @@
-"""The review widget without a browser: whose work it is, what it began from, and that none is lost. The browser itself is in test_review_browser."""
+"""The review widget without a browser: whose work it is, what it began from, and that none is lost.
+
+The browser itself is in test_review_browser.
+"""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pydicom
 import pytest
-from test_corrections import on_disk
+from pe_advseg.review.history import history
+from pe_advseg.review.save_correction import save_correction
+from support.review_scans import on_disk
 
 from pe_advseg.annotation.annotation import Annotation, write_arrays
 from pe_advseg.core.errors import InputError
@@ -14,7 +19,6 @@ from pe_advseg.core.probability import to_bytes
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.review import review
-from pe_advseg.review.store import history, save_correction
 from pe_advseg.scans.series import pixel_digest, study_name
 
 
@@ -30,9 +34,11 @@ def opened(tmp_path):
     annotation = Annotation(volume, numbers, probability, None, embolus_table(numbers, volume, probability), summary)
     with whole_folder(tmp_path / 'out' / study_name(volume)) as folder:
         write_arrays(folder, annotation)
-    look = lambda began=tmp_path / 'out' / study_name(volume), reviewer='Ada', **options: review(
-        scan, began, tmp_path / 'store', reviewer, interactive=False, **options
-    )
+    found = tmp_path / 'out' / study_name(volume)
+
+    def look(began=found, reviewer='Ada', **options):
+        return review(scan, began, tmp_path / 'store', reviewer, interactive=False, **options)
+
     return SimpleNamespace(
         place=tmp_path,
         scan=scan,
@@ -53,13 +59,13 @@ def test_one_persons_work_is_not_anothers(opened):
     mine.jump(2)
     mine.press('reject')
     other = opened.look(reviewer='Bee')
-    assert other.edits.said == {} and other.reviewer.value == 'Bee'
+    assert other.edits.decision_of == {} and other.reviewer.value == 'Bee'
     other.jump(3)
     other.press('reject')
     other.press('save')
     assert last(opened)['reviewer'] == 'Bee' and last(opened)['after']['emboli'] == 2
     again = opened.look()
-    assert again.edits.said == {2: 'rejected'} and 'Unfinished work of Ada' in again.says.value
+    assert again.edits.decision_of == {2: 'rejected'} and 'Unfinished work of Ada' in again.says.value
 
 
 def test_the_name_that_was_given_stays(opened):
@@ -88,7 +94,7 @@ def test_what_is_saved_is_no_longer_unfinished(opened):
     widget.press('save')
     assert 'Nothing has changed' in widget.says.value and last(opened)['version'] == 1
     fresh = opened.look()
-    assert fresh.edits.said == {} and 'has been corrected before' in fresh.says.value
+    assert fresh.edits.decision_of == {} and 'has been corrected before' in fresh.says.value
     widget.jump(3)
     widget.press('reject')
     assert len(opened.unfinished()) == 1
@@ -101,13 +107,13 @@ def test_of_two_widgets_the_newer_keeps_the_work(opened):
     first.jump(1)
     first.press('reject')
     second = opened.look()
-    assert second.edits.said == {1: 'rejected'}
+    assert second.edits.decision_of == {1: 'rejected'}
     second.jump(2)
     second.press('reject')
     first.jump(3)
     first.press('reject')
     first.press('save')  # still saves what it shows, and takes nothing away from the newer one
-    assert opened.look().edits.said == {1: 'rejected', 2: 'rejected'}
+    assert opened.look().edits.decision_of == {1: 'rejected', 2: 'rejected'}
 
 
 def test_next_goes_on_from_what_was_rejected(opened):
@@ -136,7 +142,10 @@ def test_a_stroke_ends_where_the_button_is_let_go(opened):
         **{name: getattr(widget.view, name) for name in dir(widget.view) if not name.startswith('__')}
         | dict(voxel=lambda event: event.place)
     )
-    event = lambda y, x, buttons: SimpleNamespace(place=(y, x), button=1, buttons=frozenset(buttons))
+
+    def event(y, x, buttons):
+        return SimpleNamespace(place=(y, x), button=1, buttons=frozenset(buttons))
+
     widget.on_button_press(event(20, 5, [1]))
     widget.on_motion_notify(event(20, 8, [1]))
     painted = widget.edits.numbers.copy()
@@ -185,14 +194,16 @@ def test_it_is_recorded_what_was_opened(opened, began):
 
 
 def test_an_older_version_opened_is_what_the_new_one_began_from(opened):
-    save = lambda numbers: save_correction(
-        opened.place / 'store',
-        opened.scan,
-        opened.volume,
-        numbers,
-        'Ada',
-        annotation=opened.place / 'out' / study_name(opened.volume),
-    )
+    def save(numbers):
+        return save_correction(
+            opened.place / 'store',
+            opened.scan,
+            opened.volume,
+            numbers,
+            'Ada',
+            annotation=opened.place / 'out' / study_name(opened.volume),
+        )
+
     first = save(np.where(opened.numbers == 2, 0, opened.numbers))
     save(np.where(opened.numbers > 1, 0, opened.numbers))
     widget = opened.look(first, 'Cee')

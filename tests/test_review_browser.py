@@ -1,4 +1,7 @@
-"""A review in a real browser: headless Chromium opens JupyterLab, corrects a synthetic study with mouse and keys, and what was saved is read back from the disk."""
+"""A review in a real browser: headless Chromium opens JupyterLab and corrects a synthetic study with mouse and keys.
+
+What was saved is read back from the disk.
+"""
 
 import importlib.util
 import json
@@ -61,7 +64,7 @@ def hospital(tmp_path):
         write_arrays(
             folder, Annotation(volume, found, probability, None, embolus_table(found, volume, probability), summary)
         )
-    code = "from pe_advseg.review import review\nwidget = review('scan', 'annotation', 'corrections')\nwidget"
+    code = "from pe_advseg.review.review import review\nwidget = review('scan', 'annotation', 'corrections')\nwidget"
     cell = dict(cell_type='code', id='look', execution_count=None, metadata={}, outputs=[], source=code)
     (tmp_path / 'look.ipynb').write_text(
         json.dumps(
@@ -182,12 +185,14 @@ def run_cell(page):
     prompt = page.locator('.jp-InputPrompt').first
     prompt.wait_for()
     before = prompt.inner_text()
+    text = "document.querySelector('.jp-InputPrompt').innerText"
+    has_run = f'before => (text => /[0-9]/.test(text) && text != before)({text})'
     for _ in range(6):
         page.locator('.jp-Notebook-cell .cm-content').first.click()
         page.keyboard.press('Control+Enter')
         try:
             return page.wait_for_function(
-                "before => (text => /[0-9]/.test(text) && text != before)(document.querySelector('.jp-InputPrompt').innerText)",
+                has_run,
                 arg=before,
                 timeout=WAIT / 6,
             )
@@ -218,15 +223,25 @@ def grown(volume, seed, low, high, radius_mm, free):
 
 def test_a_review_in_jupyterlab(hospital, jupyter, page, tmp_path):
     home, volume, truth, found, missed = hospital
-    main = lambda mask: int(mask.sum((1, 2)).argmax())
+
+    def main(mask):
+        return int(mask.sum((1, 2)).argmax())
+
     page.goto(jupyter)
     run_cell(page)
     review, picture = page.locator('.pe-review'), Picture(page)
-    says = lambda text: review.locator('.pe-says', has_text=text).wait_for()
-    button = lambda name: review.get_by_role('button', name=name, exact=True).click()
-    at_slice = lambda index: page.wait_for_function(
-        "index => document.querySelector('.pe-slice .widget-readout').innerText.trim() == index", arg=str(index)
-    )
+
+    def says(text):
+        return review.locator('.pe-says', has_text=text).wait_for()
+
+    def button(name):
+        return review.get_by_role('button', name=name, exact=True).click()
+
+    def at_slice(index):
+        return page.wait_for_function(
+            "index => document.querySelector('.pe-slice .widget-readout').innerText.trim() == index",
+            arg=str(index + 1),  # slices are counted from 1
+        )
 
     def go_to(index, now):
         for _ in range(abs(index - now)):

@@ -132,9 +132,9 @@ def queue(
     seed: int = 0,
 ):
     "Which annotated scan to look at **next**; what has been corrected is left out."
+    from pe_advseg.cli.annotation import queue as rank_queue
     from pe_advseg.evaluation.inference import load_predictors
     from pe_advseg.review.store import open_store
-    from pe_advseg.review.worklist import queue as rank_queue
     from pe_advseg.review.worklist import worklist_table
     from pe_advseg.training.run_folder import find_run
 

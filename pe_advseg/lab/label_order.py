@@ -13,12 +13,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from ..review.diversity import study_embedding
+from ..review.retraining_data import with_corrections
+from ..review.uncertainty import run_uncertainty
 
 from ..data.cache import CachedStudy
 from ..evaluation.inference import load_predictors
 from ..evaluation.intervals import bootstrap_mean, compare_methods, paired_bootstrap
-from ..review.retrain import with_corrections
-from ..review.worklist import possible, rank, run_facts, study_embedding
+from ..review.worklist import possible_strategies, rank_scans
 from ..training.protocol import Setting, scans_digest
 
 # %% ../../nbs/lab/09_label_order.ipynb #51b7461d
@@ -29,11 +31,11 @@ def correction_orders(judge: Path, setting: Setting, seed: int) -> dict[str, lis
         [study.without_mask() for study in setting.pool],
         {study.pixel_digest: study for study in setting.pool},
     )
-    facts = run_facts(predictor, blind).assign(embedding=[study_embedding(predictor, study) for study in blind])
+    facts = run_uncertainty(predictor, blind).assign(embedding=[study_embedding(predictor, study) for study in blind])
     labelled = np.stack([study_embedding(predictor, study) for study in setting.train])
     return {
-        name: [masks[digest] for digest in rank(facts, name, seed=seed, labelled=labelled).digest]
-        for name in possible(facts)
+        name: [masks[digest] for digest in rank_scans(facts, name, seed=seed, labelled=labelled).digest]
+        for name in possible_strategies(facts)
     }
 
 
