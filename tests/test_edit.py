@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.review.unfinished import read_draft, write_draft
 from skimage.segmentation import flood
 
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
 from pe_advseg.review.edit import Edits
+from pe_advseg.review.unfinished import read_draft, write_draft
 
 SHAPE, SPACING = (6, 12, 14), (2.5, 0.8, 0.7)
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.review.retraining_data import with_corrections
 
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.data.hospital_cache import build_cache
@@ -17,6 +16,7 @@ from pe_advseg.data.layouts import find_studies
 from pe_advseg.evaluation.evaluate import score_run
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.review.retrain import bring_run, retrain
+from pe_advseg.review.retraining_data import with_corrections
 from pe_advseg.review.worklist import make_worklist
 from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.run_folder import find_run, is_finished, read_config, trained_on
@@ -48,9 +48,8 @@ def own(tmp_path, monkeypatch):
 
 def corrections(place, cached, patients, wrong=False):
     "A store with the true masks (or with one voxel less)."
-    from pe_advseg.review.save_correction import save_correction
-
     from pe_advseg.data.read_study import read_study
+    from pe_advseg.review.save_correction import save_correction
 
     for study in (cached[patient] for patient in patients):
         volume, mask = read_study(study.study)

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pydicom
 import pytest
-from pe_advseg.review.history import history
-from pe_advseg.review.save_correction import save_correction
 from support.review_scans import on_disk
 
 from pe_advseg.annotation.annotation import Annotation, write_arrays
@@ -18,7 +16,9 @@ from pe_advseg.core.paths import whole_folder
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.phantom.phantom_masks import write_plain_nifti
+from pe_advseg.review.history import history
 from pe_advseg.review.review import review
+from pe_advseg.review.save_correction import save_correction
 from pe_advseg.scans.series import pixel_digest, study_name
 
 

@@ -6,12 +6,12 @@ import json
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.review.differences import compare_masks, match_emboli
 from scipy import ndimage
 from support.review_scans import AXIAL
 
 from pe_advseg.core.volume import Volume
 from pe_advseg.evaluation.metrics import lesion_scores, patient_scores
+from pe_advseg.review.differences import compare_masks, match_emboli
 
 
 def as_sets(mask):

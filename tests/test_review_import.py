@@ -7,16 +7,16 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.review.history import history, read_correction
-from pe_advseg.review.import_correction import import_correction
-from pe_advseg.review.orientation import MIRRORS
-from pe_advseg.review.save_correction import save_correction
 from support.review_scans import annotated, highdicom_seg, make, on_disk, write_as
 
 from pe_advseg.core.errors import MaskError
 from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.foreign_masks import read_corrected
+from pe_advseg.review.history import history, read_correction
+from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
+from pe_advseg.review.orientation import MIRRORS
+from pe_advseg.review.save_correction import save_correction
 from pe_advseg.scans.seg_write import write_segmentation
 from pe_advseg.scans.series import pixel_digest, read_series, study_name
 from pe_advseg.scans.volume_files import read_volume

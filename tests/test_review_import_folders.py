@@ -8,16 +8,16 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.review.history import history, read_correction
-from pe_advseg.review.import_correction import import_correction
-from pe_advseg.review.orientation import MIRRORS
 from support.review_scans import annotated, files, on_disk
 
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_embolus_ids, read_study
 from pe_advseg.phantom.phantom_masks import write_plain_nifti
+from pe_advseg.review.history import history, read_correction
+from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
+from pe_advseg.review.orientation import MIRRORS
 from pe_advseg.scans.seg_write import write_segmentation
 from pe_advseg.scans.series import pixel_digest, study_name
 

@@ -15,9 +15,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.review.history import corrections_table, history, read_correction
-from pe_advseg.review.import_correction import import_correction
-from pe_advseg.review.save_correction import save_correction
 from support.review_scans import AXIAL, annotated, files, highdicom_seg, make, on_disk
 
 from pe_advseg.annotation.annotation import Annotation, write_arrays
@@ -32,7 +29,10 @@ from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.foreign_masks import read_corrected
+from pe_advseg.review.history import corrections_table, history, read_correction
+from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
+from pe_advseg.review.save_correction import save_correction
 from pe_advseg.scans.series import pixel_digest, read_series, study_name
 from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.scans.write_series import write_series

@@ -8,11 +8,11 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.review.diversity import spread_out
 from scipy.spatial.distance import cdist
 
 from pe_advseg.core.probability import STEP
 from pe_advseg.evaluation.uncertainty import doubt
+from pe_advseg.review.diversity import spread_out
 from pe_advseg.review.worklist import STRATEGIES, possible_strategies, rank_scans
 
 numbers = st.one_of(st.just(np.nan), st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))  # ties and gaps are common

@@ -8,12 +8,11 @@ __all__ = ['OPEN_ELSEWHERE', 'Speaking', 'Unfinished', 'Keeping', 'Saving', 'Cor
 # %% ../../nbs/review/16_correcting.ipynb #d09446d3
 from pathlib import Path
 
-from .screen import render
-from .unfinished import Draft, read_draft, write_draft
-
 from ..core.errors import InputError
 from .controls import TOOLS
 from .edit import Edits
+from .screen import render
+from .unfinished import Draft, read_draft, write_draft
 from .viewer import Viewer
 
 # %% ../../nbs/review/16_correcting.ipynb #d9ca2be9

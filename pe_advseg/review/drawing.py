@@ -6,10 +6,9 @@
 __all__ = ['Tools', 'Strokes', 'values_at', 'Mouse']
 
 # %% ../../nbs/review/17_drawing.ipynb #45c4f9cf
-from .correcting import Correcting
-
 from ..core.probability import STEP
 from .controls import CHOSEN_EMBOLUS
+from .correcting import Correcting
 from .edit import Edits
 
 # %% ../../nbs/review/17_drawing.ipynb #e943e26b

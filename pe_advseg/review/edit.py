@@ -8,11 +8,11 @@ __all__ = ['decisions_table', 'Decisions', 'Adding', 'Edits']
 # %% ../../nbs/review/08_edit.ipynb #22fafa8b
 import numpy as np
 import pandas as pd
-from .label import History
-from .regions import grow_region, voxels_near
 
 from ..core.probability import STEP
 from ..core.volume import Volume
+from .label import History
+from .regions import grow_region, voxels_near
 
 # %% ../../nbs/review/08_edit.ipynb #7e83e9ad
 def decisions_table(label: History) -> pd.DataFrame:  # columns embolus, decision, ml_before, ml_after

@@ -7,12 +7,12 @@ __all__ = ['describe_embolus', 'Descriptions', 'EmbolusList']
 
 # %% ../../nbs/review/14_embolus_list.ipynb #b5972ec1
 import numpy as np
-from .screen import Controls
 
 from ..core.probability import STEP
 from ..evaluation.findings import midline_x, side_of
 from .controls import OVERLAYS
 from .edit import Edits
+from .screen import Controls
 
 # %% ../../nbs/review/14_embolus_list.ipynb #77aee577
 def _mean_at(field: np.ndarray | None, places: np.ndarray) -> float:

@@ -10,10 +10,9 @@ import json
 import re
 from pathlib import Path
 
-from .references import referenced_images
-
 from ..core.errors import InputError
 from ..data.studies import VOLUME_ENDINGS, Study
+from .references import referenced_images
 from ..scans.find_series import find_series
 from ..scans.header import parse_dicom
 from ..scans.series import pixel_digest

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from .references import check_references
 
 from ..core.errors import MaskError
 from ..core.volume import Volume
+from .references import check_references
 from ..scans.mask_files import image_header, lps_affine, read_image_mask
 from ..scans.mask_values import embolus_numbers
 from ..scans.masks import place_mask

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from .differences import describe_difference
 
 from ..core.errors import InputError
 from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
+from .differences import describe_difference
 from .store import open_store
 from ..scans.nifti import read_nifti
 from ..scans.series import pixel_digest, study_name

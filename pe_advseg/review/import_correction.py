@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from .differences import compare_masks, describe_difference
-from .find_scan import stated_digest
-from .orientation import check_orientation
-from .references import BY_GEOMETRY
-from .save_correction import check_correction, save_correction
-from .started_from import read_started_from
 
 from ..annotation.annotation import STUDY_DIGITS, recorded_reading
 from ..core.errors import InputError, MaskError
 from ..core.paths import file_digest
 from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
+from .differences import compare_masks, describe_difference
+from .find_scan import stated_digest
 from .foreign_masks import read_corrected
+from .orientation import check_orientation
+from .references import BY_GEOMETRY
+from .save_correction import check_correction, save_correction
+from .started_from import read_started_from
 from .store import open_store
 from ..scans.series import pixel_digest, study_name
 from ..scans.volume_files import read_volume

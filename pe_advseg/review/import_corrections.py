@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from .find_scan import Scans, find_scan
-from .import_correction import ImportResult, import_correction
 
 from ..annotation.annotation import STUDY_DIGITS
 from ..core.errors import InputError
 from ..data.layouts import find_studies
 from ..data.studies import VOLUME_ENDINGS, Study, is_seg
+from .find_scan import Scans, find_scan
+from .import_correction import ImportResult, import_correction
 from .store import open_store
 from ..scans.files import list_files, looks_like_dicom
 from ..scans.series import study_name

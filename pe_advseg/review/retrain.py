@@ -10,6 +10,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+from ..core.errors import TrainingError
+from ..core.paths import runs_dir, whole_folder, write_whole
+from ..data.cache import CachedStudy
+from ..data.sources import hospital_studies
+from ..evaluation.inference import pixel_size, weights_digest
 from pe_advseg.review.retraining_data import (
     corrected_studies,
     read_cached,
@@ -17,12 +22,6 @@ from pe_advseg.review.retraining_data import (
     retraining_steps,
     with_corrections,
 )
-
-from ..core.errors import TrainingError
-from ..core.paths import runs_dir, whole_folder, write_whole
-from ..data.cache import CachedStudy
-from ..data.sources import hospital_studies
-from ..evaluation.inference import pixel_size, weights_digest
 from ..training.config import TrainConfig
 from ..training.protocol import scans_digest
 from ..training.registry import build_method

@@ -12,15 +12,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from .drawing import Mouse
-from .save_correction import save_correction
-from .started_from import read_mask_file
 
 from ..annotation.annotation import Annotation, read_annotation, recorded_reading
 from ..core.errors import InputError
 from ..core.volume import Volume
 from .controls import ACTION_KEYS, SLICE_KEYS, TOOL_KEYS, TOOLS
+from .drawing import Mouse
 from .edit import Edits
+from .save_correction import save_correction
+from .started_from import read_mask_file
 from ..scans.nifti import read_nifti
 from ..scans.series import study_name
 from ..scans.volume_files import read_volume

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from .difference_figure import difference_figure
-from .differences import compare_masks, describe_difference
-from .started_from import read_started_from
 
 from .. import __version__
 from ..core.errors import InputError
@@ -23,6 +20,9 @@ from ..core.figure_style import save_figure
 from ..core.paths import whole_folder, write_whole
 from ..core.volume import Volume
 from ..phantom.phantom_masks import write_plain_nifti
+from .difference_figure import difference_figure
+from .differences import compare_masks, describe_difference
+from .started_from import read_started_from
 from .store import open_store, write_scan_record
 from ..scans.seg_write import write_segmentation
 from ..scans.segments import number_segments

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from .slice_picture import outlines, to_picture, to_png
 
 from ..core.figure_style import PREDICTION_COLOUR
 from ..core.volume import Volume
+from .slice_picture import outlines, to_picture, to_png
 
 # %% ../../nbs/review/11_view.ipynb #c64d54db
 NUMBERS_SHOWN = 12

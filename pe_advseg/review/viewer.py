@@ -6,11 +6,10 @@
 __all__ = ['Drawing', 'Viewer']
 
 # %% ../../nbs/review/15_viewer.ipynb #af8eb9d4
-from .embolus_list import EmbolusList
-from .screen import SECOND_COLOUR
-
 from ..core.figure_style import PREDICTION_COLOUR, TRUTH_COLOUR
 from .edit import Edits
+from .embolus_list import EmbolusList
+from .screen import SECOND_COLOUR
 
 # %% ../../nbs/review/15_viewer.ipynb #6845b3b2
 class Drawing(EmbolusList):
