@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pe_advseg.data.batches import Loader, draw_batch
 from scipy import ndimage, stats
 
 from pe_advseg.core.errors import InputError, MaskError
@@ -24,7 +25,7 @@ from pe_advseg.data import content_digests, study_cache
 from pe_advseg.data.arrays import CompressedArray, open_slices, save_slices
 from pe_advseg.data.cache import CachedStudy, embolus_points
 from pe_advseg.data.hospital_cache import build_cache
-from pe_advseg.data.patches import IGNORE, Draw, Loader, SliceConfig, cut, draw_batch, draw_corner
+from pe_advseg.data.patches import IGNORE, Draw, SliceConfig, cut, draw_corner
 from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
 from pe_advseg.data.study_cache import cache_study
@@ -453,8 +454,8 @@ def test_a_draw_is_a_function_of_seed_step_and_item(config, seed, step, first, s
     assert torch.equal(torch.cat([part.image for part in joined]), whole.image)
     assert torch.equal(torch.cat([part.mask for part in joined]), whole.mask)
     assert [key for part in joined for key in part.keys] == whole.keys and [
-        z for part in joined for z in part.levels
-    ] == whole.levels
+        z for part in joined for z in part.slice_indices
+    ] == whole.slice_indices
 
 
 @settings(max_examples=60, deadline=None)
@@ -467,7 +468,7 @@ def test_a_patch_holds_what_it_was_drawn_for(config, step):
     assert set(batch.mask.unique().tolist()) <= {0, 1, IGNORE}
     assert batch.image.shape == (6, config.slices, *config.patch) and batch.image.abs().max() <= 1
     if config.hard_negatives == 1:
-        for mask, want, key, z in zip(batch.mask, wanted, batch.keys, batch.levels, strict=False):
+        for mask, want, key, z in zip(batch.mask, wanted, batch.keys, batch.slice_indices, strict=False):
             assert want or (
                 key != 'toy/3' and not (mask == 1).any() and z not in {s.key: s for s in STUDIES}[key].positive
             )
@@ -523,7 +524,7 @@ def test_emboli_unknown_are_found_when_needed():
 def test_a_patient_whose_every_slice_holds_clot_has_no_hard_negative():
     full = toy(shape=(4, 20, 20), clots=((0, 5, 5, 4, 3),))
     batch = draw_batch([full], 4, SliceConfig((8, 8), hard_negatives=1.0), Draw(0, 0), 'x', True)
-    assert len(batch.levels) == 4
+    assert len(batch.slice_indices) == 4
 
 
 @pytest.mark.parametrize('workers', [1, 2, 3])

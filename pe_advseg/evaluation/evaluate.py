@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from ..data.batches import draw_batch
 
 from ..core.errors import TrainingError
 from ..core.paths import whole_file
 from ..data.cache import CachedStudy
-from ..data.patches import Draw, draw_batch
+from ..data.patches import Draw
 from .metrics import patient_scores
 from .prediction import predict_slices, to_pixels
 from .released_metrics import released_scores

@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from ..data.batches import Loader, draw_batch
 
 from ..data.cache import CachedStudy
 from ..data.layouts import find_studies
-from ..data.patches import Draw, Loader, draw_batch
+from ..data.patches import Draw
 from ..data.studies import Study
 from ..data.study_cache import cache_study
 from ..scans.series import read_series

@@ -10,10 +10,11 @@ import copy
 from pathlib import Path
 
 import torch
+from ..data.batches import Batch, Loader, draw_batch
 
 from ..data.augment import weak
 from ..data.cache import CachedStudy
-from ..data.patches import Batch, Draw, Loader, draw_batch
+from ..data.patches import Draw
 from .checkpoint import load_checkpoint
 from .config import TrainConfig
 from .ema import early_momentum, update_average
