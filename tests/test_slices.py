@@ -16,13 +16,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.data.batches import Loader, draw_batch
 from scipy import ndimage, stats
 
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Volume
 from pe_advseg.data import content_digests, study_cache
 from pe_advseg.data.arrays import CompressedArray, open_slices, save_slices
+from pe_advseg.data.batches import Loader, draw_batch
 from pe_advseg.data.cache import CachedStudy, embolus_points
 from pe_advseg.data.hospital_cache import build_cache
 from pe_advseg.data.patches import IGNORE, Draw, SliceConfig, cut, draw_corner

@@ -271,7 +271,6 @@ def test_every_defect_changes_the_training(hospitals, tmp_path):
 def test_scaling_per_slice_matters_only_where_air_or_contrast_is_missing(hospitals):
     "A slice that reaches both ends of the window is scaled the same in both readings: this defect is often none."
     from pe_advseg.data.batches import draw_batch
-
     from pe_advseg.data.patches import Draw
     from pe_advseg.training.methods import Method
     from pe_advseg.training.released import FeatureEnhancedReleased

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..data.batches import draw_batch
 
 from ..core.errors import TrainingError
 from ..core.paths import whole_file
+from ..data.batches import draw_batch
 from ..data.cache import CachedStudy
 from ..data.patches import Draw
 from .metrics import patient_scores

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from ..data.batches import Loader, draw_batch
 
+from ..data.batches import Loader, draw_batch
 from ..data.cache import CachedStudy
 from ..data.layouts import find_studies
 from ..data.patches import Draw

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ..data.batches import draw_batch
 from tqdm.auto import tqdm
 
 from ..core.paths import runs_dir
+from ..data.batches import draw_batch
 from ..data.cache import CachedStudy
 from ..data.patches import IGNORE, Draw
 from ..evaluation.comparison import discriminator_auroc

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 
 from ..core.errors import InputError
-from .codecs import decode, split_frames, wrong_pixel_size
+from .codecs import decode_frame, split_frames, wrong_pixel_size
 from .files import opening
 from .header import START_BYTES, parse_dicom, transfer_syntax
 from .slice_header import SliceHeader
@@ -100,7 +100,7 @@ def stored_numbers(header: SliceHeader) -> tuple[np.ndarray, str | None]:  # (ro
     if data is None or bits != 16:
         single = _single_frame(header, syntax, size)
         if syntax.is_encapsulated or bits != 16:
-            return decode(single, syntax, shape, header.file)
+            return decode_frame(single, syntax, shape, header.file)
         data = single.PixelData
     is_signed = tag_number(dataset, 'PixelRepresentation', 0, header.file) == 1
     number = 'i2' if is_signed else 'u2'

@@ -21,10 +21,13 @@ def even_slices(
 ) -> tuple[np.ndarray, np.ndarray]:  # both at even places
     "Interpolate linearly along the stack."
     places = positions @ normal
-    count = 1 + max(1, round((places[-1] - places[0]) / np.median(np.diff(places))))
-    wanted = np.linspace(places[0], places[-1], count)
-    below = np.clip(np.searchsorted(places, wanted, 'right') - 1, 0, len(places) - 2)
-    weight = (wanted - places[below]) / (places[below + 1] - places[below])
+    first, last, usual_gap = places[0], places[-1], np.median(np.diff(places))
+    count = 1 + max(1, round((last - first) / usual_gap))
+    wanted = np.linspace(first, last, count)
+    below = np.searchsorted(places, wanted, 'right') - 1
+    below = np.clip(below, 0, len(places) - 2)
+    gap = places[below + 1] - places[below]
+    weight = (wanted - places[below]) / gap
     new = np.empty((count, *hu.shape[1:]), np.int16)
     for index, (lower, share) in enumerate(zip(below, weight, strict=True)):
         new[index] = np.rint(hu[lower] * (1 - share) + hu[lower + 1] * share)
@@ -95,14 +98,16 @@ def untilt(
     line = step / step_length
     axes = _upright_axes(direction, line)
     spacing = np.array([step @ axes[:, 0], *spacing_yx])
-    to_patient = np.stack([step, direction[:, 1] * spacing_yx[0], direction[:, 2] * spacing_yx[1]], axis=1)
+    down, across = direction[:, 1] * spacing_yx[0], direction[:, 2] * spacing_yx[1]
+    to_patient = np.stack([step, down, across], axis=1)
     low, high = _extent(hu.shape, to_patient, positions[0], axes)
     size = np.ceil((high - low) / spacing - 1e-6).astype(int) + 1
     voxels = np.prod(size, dtype=float)
     if voxels > MAX_VOXELS:
         cause = f'would fill {voxels / 1e9:.1f} billion voxels without its tilt'
         raise InputError(file, cause, 'Reconstruct the series without tilt')
-    sheared = (step_length, *spacing_yx), positions[0], np.stack([line, direction[:, 1], direction[:, 2]], axis=1)
+    slanted = np.stack([line, direction[:, 1], direction[:, 2]], axis=1)
+    sheared = (step_length, *spacing_yx), positions[0], slanted
     origin = axes @ low
     new = _resampled(hu, sheared, (spacing, origin, axes), size)
     return new, tuple(spacing.tolist()), origin, axes

@@ -19,7 +19,7 @@ from .metaimage import metaimage_grid
 from .nifti_header import nifti_grid
 from .nrrd import nrrd_grid
 from .series import read_series
-from .volume_grid import Grid, check_grid, read_all_bytes
+from .volume_grid import VolumeGrid, check_grid, read_all_bytes
 
 # %% ../../nbs/scans/19_volume_files.ipynb #dd62bf01
 def _check_range(low: float, high: float, file: str, assume_hu: bool) -> None:  # HU
@@ -41,7 +41,7 @@ def _whole_hu(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.nd
     return hu, changed
 
 # %% ../../nbs/scans/19_volume_files.ipynb #b0820d99
-def grid_hu(grid: Grid, file: str, assume_hu: bool) -> tuple[np.ndarray, list[str]]:  # int16 (z, y, x), notes
+def grid_hu(grid: VolumeGrid, file: str, assume_hu: bool) -> tuple[np.ndarray, list[str]]:  # int16 (z, y, x), notes
     "Read the numbers of a checked grid as HU. Raises InputError if they cannot be."
     count = int(np.prod(grid.shape)) * grid.dtype.itemsize
     raw = read_all_bytes(grid.data, grid.start, count, grid.packed, file)
@@ -71,8 +71,8 @@ def _nearest_axes(cosines: np.ndarray) -> list[int]:  # the array axis that runs
 # %% ../../nbs/scans/19_volume_files.ipynb #007e64b6
 def turn_upright(
     hu: np.ndarray,  # int16 (z, y, x) as stored
-    steps: np.ndarray,  # (3, 3) as in `Grid`
-    origin: np.ndarray,  # (3,) as in `Grid`
+    steps: np.ndarray,  # (3, 3) as in `VolumeGrid`
+    origin: np.ndarray,  # (3,) as in `VolumeGrid`
     file: str,  # how to name it in errors
 ) -> tuple[np.ndarray, tuple, np.ndarray, np.ndarray]:  # hu, spacing, origin, direction as in `Volume`
     "Turn the axes (z, y, x) towards head, back and left. Raises InputError if the slices are not axial."

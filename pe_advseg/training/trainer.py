@@ -10,9 +10,9 @@ import copy
 from pathlib import Path
 
 import torch
-from ..data.batches import Batch, Loader, draw_batch
 
 from ..data.augment import weak
+from ..data.batches import Batch, Loader, draw_batch
 from ..data.cache import CachedStudy
 from ..data.patches import Draw
 from .checkpoint import load_checkpoint
