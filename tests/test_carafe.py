@@ -64,7 +64,7 @@ def test_values_and_gradients_equal_the_slow_loop(case, form):
     given = form(features, logits, scale, kernel_size, groups)
     gradients = torch.autograd.grad(given, (features, logits), weights)
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
-    for gradient, expected_gradient in zip(gradients, wanted):
+    for gradient, expected_gradient in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
 
 
@@ -120,7 +120,7 @@ def test_deterministic_forward_and_backward():
         (out := carafe(features, logits, 2), *torch.autograd.grad(out.square().sum(), (features, logits)))
         for _ in range(2)
     ]
-    assert all(torch.equal(first, second) for first, second in zip(*runs))
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

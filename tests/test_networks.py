@@ -1,12 +1,14 @@
-"""HRNet against timm's own forward pass; sizes, switches, dead weights; rivals; counting; weights from a file."""
+"""HRNet against timm: its forward pass, sizes, switches, dead weights; other networks; counting; weights from a file."""
 
 import pytest
 import timm
 import torch
+from pe_advseg.models.hrnet_trunk import trunk_branches
+from pe_advseg.models.padded_network import pad_to_multiple
 from safetensors.torch import save_file
 from torch import nn
 
-from pe_advseg.models.hrnet import HRNet, pad_to_multiple
+from pe_advseg.models.hrnet import HRNet
 from pe_advseg.models.networks import NETWORKS, build_network, count
 
 
@@ -35,9 +37,9 @@ def test_branches_equal_timms_own_forward(stage4):
     missing = ours.trunk.load_state_dict(theirs.state_dict(), strict=False).missing_keys
     assert missing == []
     with torch.no_grad():
-        fourth, branches = theirs(image), ours.branches(image)
+        fourth, branches = theirs(image), trunk_branches(ours.trunk, image)
     expected = fourth if stage4 else third
-    assert len(branches) == len(expected) and all(torch.equal(a, b) for a, b in zip(branches, expected))
+    assert len(branches) == len(expected) and all(torch.equal(a, b) for a, b in zip(branches, expected, strict=True))
 
 
 @pytest.mark.parametrize('size', [(400, 400), (321, 321), (57, 130), (17, 33), (1, 5)])
@@ -68,7 +70,7 @@ def test_large_doubles_the_resolution_of_every_branch():
     image = torch.randn(1, 1, 64, 64)
     ordinary, large = (HRNet('tiny', stem_stride=stride).eval() for stride in (4, 2))
     with torch.no_grad():
-        for small, big in zip(ordinary.branches(image), large.branches(image)):
+        for small, big in zip(*(trunk_branches(net.trunk, image) for net in (ordinary, large)), strict=True):
             assert big.shape[-1] == 2 * small.shape[-1] and big.shape[1] == small.shape[1]
 
 

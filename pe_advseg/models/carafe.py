@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 # %% ../../nbs/models/00_carafe.ipynb #bb74f789
 def _check(features: torch.Tensor, logits: torch.Tensor, scale: int, kernel_size: int, groups: int) -> None:
-    "ValueError that names what was expected and what was given."
+    "Raises ValueError that names what was expected and what was given."
     if features.ndim != 4 or logits.ndim != 4:
         raise ValueError(
             'carafe: features and logits must be 4-dimensional (n, channels, h, w), '
@@ -49,7 +49,9 @@ STRIP_BYTES = 1 << 21  # memory of the windows of one strip of rows: about a cor
 
 
 def _band(kernels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "Kernels (b, TILE, sub, k, k) -> banded matrices (b, TILE*sub, k*(TILE+k-1)) and the view of them that holds the kernels."
+    """Lay kernels (b, TILE, sub, k, k) into banded matrices (b, TILE*sub, k*(TILE+k-1)).
+
+    Returns the matrices and the view of them that holds the kernels."""
     batch, _, sub, k, _ = kernels.shape
     span = TILE + k - 1  # columns that a tile sees
     matrix = kernels.new_zeros(batch, TILE * sub, k * span)
@@ -59,20 +61,19 @@ def _band(kernels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _diagonals(matrix: torch.Tensor, sub: int, k: int) -> torch.Tensor:
-    "The (b, TILE, sub, k, k) entries of banded matrices that belong to kernels: one step right for the next pixel of the tile."
+    "The entries (b, TILE, sub, k, k) of banded matrices that hold kernels: a step right for each pixel of a tile."
     batch, rows, length = matrix.shape
     strides = (rows * length, sub * length + 1, length, length // k, 1)
     return matrix.as_strided((batch, TILE, sub, k, k), strides)
 
 # %% ../../nbs/models/00_carafe.ipynb #94c4061d
 def _pad(features: torch.Tensor, k: int) -> tuple[torch.Tensor, int]:
-    "Channels-last copy (n, h+k-1, columns, c) with a zero border, wide enough for whole tiles; and the number of tiles per row."
+    "Channels-last copy (n, h+k-1, columns, c) with a zero border, wide enough for whole tiles; and the tiles per row."
     radius, width = k // 2, features.shape[3]
     tiles = -(-width // TILE)
     columns = (tiles + -(-(k - 1) // TILE)) * TILE
-    return F.pad(
-        features.permute(0, 2, 3, 1), (0, 0, radius, columns - radius - width, radius, radius)
-    ).contiguous(), tiles
+    border = (0, 0, radius, columns - radius - width, radius, radius)  # channels, columns, rows
+    return F.pad(features.permute(0, 2, 3, 1), border).contiguous(), tiles
 
 
 def _windows(strip: torch.Tensor, k: int) -> torch.Tensor:
@@ -102,7 +103,7 @@ def _tiled_logits(logits: torch.Tensor, scale: int, k: int, tiles: int) -> torch
 
 
 def _forward(features: torch.Tensor, logits: torch.Tensor, scale: int, k: int) -> torch.Tensor:
-    "CARAFE with one group: (n, c, h, w), (n, k*k*scale*scale, h, w) -> (n, c, scale*h, scale*w), channels last in memory."
+    "CARAFE with one group: (n, c, h, w), (n, k*k*scale*scale, h, w) -> (n, c, scale*h, scale*w), channels last."
     n, channels, height, width = features.shape
     padded, tiles = _pad(features, k)
     logits = _tiled_logits(logits, scale, k, tiles)
@@ -174,22 +175,31 @@ def carafe(
     kernel_size: int = 5,  # odd, in low-resolution pixels
     groups: int = 1,  # channels in a group share their kernels; must divide c
 ) -> torch.Tensor:  # (n, c, scale*h, scale*w), of the features' type
-    "Content-aware reassembly (CARAFE, ICCV 2019, equations 2 to 4). Zero border without re-normalisation. ValueError on bad shapes."
+    """Reassemble features by predicted kernels (Wang et al., CARAFE, ICCV 2019, equations 2 to 4).
+
+    Taps outside the image count as zero, without re-normalisation. Raises ValueError on shapes that do not fit."""
     _check(features, logits, scale, kernel_size, groups)
     computed = torch.promote_types(torch.promote_types(features.dtype, logits.dtype), torch.float32)
     x, weights = features.to(computed), logits.to(computed)
-    with torch.autocast(features.device.type if features.device.type != 'meta' else 'cpu', enabled=False):
-        if features.device.type != 'cpu':
-            return _portable(x, weights, scale, kernel_size, groups).to(features.dtype)
-        n, channels, height, width = x.shape
-        x = x.reshape(n * groups, channels // groups, height, width)
-        weights = weights.reshape(n * groups, -1, height, width)
-        output = _Banded.apply(x, weights, scale, kernel_size)
-        return output.reshape(n, channels, scale * height, scale * width).to(features.dtype)
+    device = features.device.type
+    with torch.autocast('cpu' if device == 'meta' else device, enabled=False):
+        form = _banded if device == 'cpu' else _portable
+        return form(x, weights, scale, kernel_size, groups).to(features.dtype)
+
+
+def _banded(features: torch.Tensor, logits: torch.Tensor, scale: int, kernel_size: int, groups: int) -> torch.Tensor:
+    "CARAFE by banded matrix products; each group is an image of its own."
+    n, channels, height, width = features.shape
+    features = features.reshape(n * groups, channels // groups, height, width)
+    logits = logits.reshape(n * groups, -1, height, width)
+    output = _Banded.apply(features, logits, scale, kernel_size)
+    return output.reshape(n, channels, scale * height, scale * width)
 
 # %% ../../nbs/models/00_carafe.ipynb #51cd6ea6
 class CARAFE(nn.Module):
-    "Kernel prediction and reassembly: (n, channels, h, w) -> (n, channels, scale*h, scale*w). Initialised as in the official code."
+    """Kernel prediction and reassembly: (n, channels, h, w) -> (n, channels, scale*h, scale*w).
+
+    Initialised as in the authors' code (github.com/open-mmlab/mmcv, mmcv/ops/carafe.py)."""
 
     def __init__(
         self,
@@ -198,18 +208,18 @@ class CARAFE(nn.Module):
         kernel_size: int = 5,  # of the predicted kernels, odd
         groups: int = 1,  # sets of kernels
         compressed_channels: int = 64,  # that the kernels are predicted from
-        encoder_kernel: int = 3,
-    ):  # of the predicting convolution; the authors advise kernel_size - 2
+        encoder_kernel: int = 3,  # of the predicting convolution; the authors advise kernel_size - 2
+    ):
         super().__init__()
         self.scale, self.kernel_size, self.groups = scale, kernel_size, groups
+        taps = groups * kernel_size**2 * scale**2
         self.compressor = nn.Conv2d(channels, compressed_channels, 1)
-        self.encoder = nn.Conv2d(
-            compressed_channels, groups * kernel_size**2 * scale**2, encoder_kernel, padding=encoder_kernel // 2
-        )
+        self.encoder = nn.Conv2d(compressed_channels, taps, encoder_kernel, padding=encoder_kernel // 2)
         nn.init.xavier_uniform_(self.compressor.weight)
         nn.init.normal_(self.encoder.weight, std=0.001)
         nn.init.zeros_(self.compressor.bias)
         nn.init.zeros_(self.encoder.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return carafe(features, self.encoder(self.compressor(features)), self.scale, self.kernel_size, self.groups)
+        logits = self.encoder(self.compressor(features))
+        return carafe(features, logits, self.scale, self.kernel_size, self.groups)
