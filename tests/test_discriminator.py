@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from pe_advseg.models.discriminators import build_discriminator
-from pe_advseg.models.released_discriminator import load_released, released_real_map
 from torch.nn import functional as F
 
 from pe_advseg.core.errors import InputError
 from pe_advseg.models.discriminator import soft_real_map
+from pe_advseg.models.discriminators import build_discriminator
+from pe_advseg.models.released_discriminator import load_released, released_real_map
 from pe_advseg.training.losses import adversarial
 
 KINDS = ['map', 'features_as_released', 'features']

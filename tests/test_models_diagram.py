@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from pe_advseg.models.discriminators import build_discriminator
-from pe_advseg.models.module_shapes import read_shapes
 
 from pe_advseg.models.diagram import draw_overview
+from pe_advseg.models.discriminators import build_discriminator
+from pe_advseg.models.module_shapes import read_shapes
 from pe_advseg.models.networks import build_network
 
 

@@ -3,13 +3,13 @@
 import pytest
 import timm
 import torch
-from pe_advseg.models.hrnet_trunk import trunk_branches
-from pe_advseg.models.padded_network import pad_to_multiple
 from safetensors.torch import save_file
 from torch import nn
 
 from pe_advseg.models.hrnet import HRNet
+from pe_advseg.models.hrnet_trunk import trunk_branches
 from pe_advseg.models.networks import NETWORKS, build_network, count
+from pe_advseg.models.padded_network import pad_to_multiple
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ __all__ = ['ROW', 'TOP', 'LABELLED', 'UNLABELLED', 'draw_overview']
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from torch import nn
+
 from .drawing import EDGES, arrow, box, heading, slice_box
 from .module_shapes import read_shapes
-from torch import nn
 
 # %% ../../nbs/models/10_diagram.ipynb #9054f54a
 ROW = 8.0  # distance of two branches

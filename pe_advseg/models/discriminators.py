@@ -6,10 +6,10 @@
 __all__ = ['DISCRIMINATORS', 'build_discriminator']
 
 # %% ../../nbs/models/07_discriminators.ipynb #17fb01ac
-from .released_discriminator import ReleasedDiscriminator
 from torch import nn
 
 from .discriminator import FeatureDiscriminator, MapDiscriminator
+from .released_discriminator import ReleasedDiscriminator
 
 # %% ../../nbs/models/07_discriminators.ipynb #669af8d3
 DISCRIMINATORS = ('map', 'features_as_released', 'features')

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from .hrnet_trunk import VARIANTS, build_trunk, trunk_branches
-from .padded_network import PaddedNetwork
 from torch import nn
 
 from .carafe import CARAFE
+from .hrnet_trunk import VARIANTS, build_trunk, trunk_branches
+from .padded_network import PaddedNetwork
 
 # %% ../../nbs/models/03_hrnet.ipynb #c002cf33
 class HRNet(PaddedNetwork):

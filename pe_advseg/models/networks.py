@@ -9,12 +9,12 @@ __all__ = ['ENCODER_DECODERS', 'NETWORKS', 'EncoderDecoder', 'build_network', 'c
 import copy
 
 import torch
-from .hrnet_trunk import VARIANTS
-from .padded_network import PaddedNetwork
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .hrnet import HRNet
+from .hrnet_trunk import VARIANTS
+from .padded_network import PaddedNetwork
 
 # %% ../../nbs/models/04_networks.ipynb #8e0fd1a4
 class EncoderDecoder(PaddedNetwork):

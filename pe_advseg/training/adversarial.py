@@ -10,10 +10,10 @@ __all__ = ['NetworkOutput', 'verdict', 'log_verdicts', 'DiscriminatorMethod', 'P
 from dataclasses import dataclass, field
 
 import torch
-from ..models.discriminators import build_discriminator
 
 from ..data.patches import IGNORE
 from ..models.discriminator import soft_real_map
+from ..models.discriminators import build_discriminator
 from .losses import adversarial
 from .methods import Method, Step, log_pseudo_labels, segmentation_loss
 
