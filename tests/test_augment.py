@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pe_advseg.data.style import fourier_style, match_histograms
 from scipy import ndimage
 
-from pe_advseg.data.augment import boxes, fourier_style, match_histograms, mix, strong, uniform, weak
+from pe_advseg.data.augment import boxes, mix, strong, uniform, weak
 from pe_advseg.data.augment_hu import contrast_phase, gamma, kernel, noise, other_scan
 from pe_advseg.data.patches import IGNORE, Draw
 from pe_advseg.data.transplant import move, overlaps, paste_clots, pick
@@ -145,7 +146,7 @@ def test_25d_goes_all_the_way_into_a_network(slices):
 def test_histograms_are_scikit_images():
     exposure = pytest.importorskip('skimage.exposure', reason='scikit-image is only there for this comparison')
     ours, theirs = smooth(2, 1, (64, 64)) * 0.8, smooth(2, 1, (64, 64), seed=1) ** 2 - 0.3
-    matched = match_histograms(ours, theirs, above=-2.0, levels=2000)
+    matched = match_histograms(ours, theirs, above=-2.0, quantiles=2000)
     for a, b, got in zip(ours, theirs, matched):
         off = np.abs(got.numpy() - exposure.match_histograms(a.numpy(), b.numpy()))
         assert (

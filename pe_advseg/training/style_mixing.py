@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from ..data.style import fourier_style
 
-from ..data.augment import boxes, fourier_style, mix, strong
+from ..data.augment import boxes, mix, strong
 from ..data.patches import IGNORE
 from .adversarial import DiscriminatorMethod, NetworkOutput
 from .ema import early_momentum, update_average
