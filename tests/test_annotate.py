@@ -17,8 +17,12 @@ import pydicom
 import pytest
 import SimpleITK
 import torch
+from pe_advseg.annotation.annotator import Annotator, load_annotator
+from pe_advseg.annotation.batch import annotate_all
+from pe_advseg.annotation.find_emboli import find_emboli
+from pe_advseg.annotation.options import Options
 
-from pe_advseg.annotation.annotate import Annotator, Options, annotate_all, annotate_scan, find_emboli, load_annotator
+from pe_advseg.annotation.annotate import annotate_scan
 from pe_advseg.annotation.annotation import read_annotation
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
@@ -196,9 +200,9 @@ def test_a_page_asks_nobody_for_anything(tmp_path, annotator, patient):
 
 _HALF = """
 import os, sys
-from pe_advseg import annotate
-def dies(*arguments, **options): os.kill(os.getpid(), 9)
-annotate.write_page = dies
+from pe_advseg.annotation import annotate
+def die(*arguments, **options): os.kill(os.getpid(), 9)
+annotate.write_page = die
 annotate.annotate_scan(sys.argv[1], sys.argv[2])
 """
 
@@ -212,7 +216,7 @@ def test_a_killed_annotator_leaves_nothing_that_counts(tmp_path, annotator, pati
     assert read_annotation(target, read_volume(scan)).summary['what'] == 'annotation'
 
 
-def test_a_batch_goes_on_past_bad_scans_and_dead_workers(tmp_path, monkeypatch):
+def test_a_batch_goes_on_past_bad_scans_and_dead_workers(tmp_path):
     hospital = write_hospital(tmp_path / 'valley', 'valley', 4, (12, 64, 64), mask=None, workers=1, progress=False)
     folders = sorted(path for path in hospital.iterdir() if path.is_dir())
     for file in sorted(folders[1].rglob('*.dcm'))[5:6]:
@@ -239,16 +243,38 @@ def test_a_batch_goes_on_past_bad_scans_and_dead_workers(tmp_path, monkeypatch):
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('study-*/*')}
 
 
-def test_a_scan_that_kills_its_worker_costs_itself(tmp_path, monkeypatch):
+_KILLED = """
+import os
+if 'VICTIM' in os.environ:
+    from pe_advseg.annotation import batch
+    annotate = batch.annotate_if_new
+    def die_of_one(scan, *rest):
+        if scan.name == os.environ['VICTIM']: os.kill(os.getpid(), 9)
+        return annotate(scan, *rest)
+    batch.annotate_if_new = die_of_one
+"""
+
+_TWO_WORKERS = """
+import sys
+from pe_advseg.annotation.batch import annotate_all
+results = annotate_all(sys.argv[1], sys.argv[2], workers=2, progress=False)
+print([bool(result.target) for result in results], [result.cause for result in results])
+"""
+
+
+def test_a_scan_that_kills_its_worker_costs_itself(tmp_path):
     hospital = write_hospital(tmp_path / 'valley', 'valley', 2, (12, 64, 64), mask=None, workers=1, progress=False)
-    worker = 'import os, sys\nfrom pe_advseg import annotate as a\nold = a._annotate\ndef new(scan, *rest):\n    if scan.name == sys.argv[3]: os.kill(os.getpid(), 9)\n    return old(scan, *rest)\na._annotate = new\n'
-    script = tmp_path / 'script.py'
-    script.write_text(
-        worker
-        + "if __name__ == '__main__':\n    results = a.annotate_all(sys.argv[1], sys.argv[2], workers=2, progress=False)\n    print([bool(r.target) for r in results], [r.cause for r in results])\n"
-    )
     victim = sorted(path.name for path in hospital.iterdir() if path.is_dir())[0]
-    done = subprocess.run([sys.executable, script, hospital, tmp_path / 'out', victim], capture_output=True, text=True)
+    (tmp_path / 'sitecustomize.py').write_text(_KILLED)  # imported by every process, workers too
+    script = tmp_path / 'script.py'
+    script.write_text(_TWO_WORKERS)
+    paths = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH')]))
+    done = subprocess.run(
+        [sys.executable, script, hospital, tmp_path / 'out'],
+        capture_output=True,
+        text=True,
+        env=os.environ | {'PYTHONPATH': paths, 'VICTIM': victim},
+    )
     assert '[False, True]' in done.stdout and 'ended the process' in done.stdout, done.stdout + done.stderr[-2000:]
 
 
@@ -327,7 +353,7 @@ def test_a_folder_that_grows_keeps_its_pseudonyms(tmp_path):
 
 
 def test_what_cannot_be_written_is_said_before_the_network_works(tmp_path, annotator, patient, monkeypatch):
-    import pe_advseg.annotation.annotate as module
+    import pe_advseg.annotation.find_emboli as module
 
     monkeypatch.setattr(module, 'predict_volume', lambda *_: pytest.fail('the network has worked'))
     scan = as_files(patient, tmp_path, 'DICOM')

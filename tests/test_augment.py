@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe_advseg.data.style import fourier_style, match_histograms
 from scipy import ndimage
 
 from pe_advseg.data.augment import boxes, mix, strong, uniform, weak
 from pe_advseg.data.augment_hu import contrast_phase, gamma, kernel, noise, other_scan
 from pe_advseg.data.patches import IGNORE, Draw
+from pe_advseg.data.style import fourier_style, match_histograms
 from pe_advseg.data.transplant import move, overlaps, paste_clots, pick
 from pe_advseg.models.networks import build_network
 

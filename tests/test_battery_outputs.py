@@ -23,9 +23,9 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from pe_advseg.cli.notebooks import run_notebook
 from scipy.spatial.transform import Rotation
 
-from pe_advseg.cli.main import run_notebook
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.hospital_cache import build_cache
@@ -426,7 +426,7 @@ def forbidden(source, file):
 
 @row(72, 'archives are not extracted, pickles not opened, text not run')
 def no_archives(place, monkeypatch):
-    sources = {path.name: path.read_text() for path in (ROOT / 'pe_advseg').glob('*.py')}
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / 'pe_advseg').rglob('*.py')}
     for path in (ROOT / 'nbs' / 'experiments').glob('*.ipynb'):
         code = '\n'.join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == 'code')
         sources[path.name] = re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', code)

@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from ..data.style import fourier_style
 
 from ..data.augment import boxes, mix, strong
 from ..data.patches import IGNORE
+from ..data.style import fourier_style
 from .adversarial import DiscriminatorMethod, NetworkOutput
 from .ema import early_momentum, update_average
 from .methods import Method, Step, log_pseudo_labels, segmentation_loss
