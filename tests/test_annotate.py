@@ -17,13 +17,13 @@ import pydicom
 import pytest
 import SimpleITK
 import torch
+
+from pe_advseg.annotation.annotate import annotate_scan
+from pe_advseg.annotation.annotation import read_annotation
 from pe_advseg.annotation.annotator import Annotator, load_annotator
 from pe_advseg.annotation.batch import annotate_all
 from pe_advseg.annotation.find_emboli import find_emboli
 from pe_advseg.annotation.options import Options
-
-from pe_advseg.annotation.annotate import annotate_scan
-from pe_advseg.annotation.annotation import read_annotation
 from pe_advseg.core.errors import InputError
 from pe_advseg.core.volume import Volume
 from pe_advseg.evaluation.prediction import Inference

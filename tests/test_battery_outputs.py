@@ -23,9 +23,9 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from pe_advseg.cli.notebooks import run_notebook
 from scipy.spatial.transform import Rotation
 
+from pe_advseg.cli.notebooks import run_notebook
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.hospital_cache import build_cache

@@ -9,11 +9,10 @@ __all__ = ['write_annotation', 'is_made', 'annotate_if_new', 'annotate_scan']
 import time
 from pathlib import Path
 
+from .annotation import STUDY_DIGITS, Annotation, read_summary, write_arrays
 from .annotator import Annotator, load_annotator
 from .find_emboli import find_emboli, scan_identity
 from .options import Options
-
-from .annotation import STUDY_DIGITS, Annotation, read_summary, write_arrays
 from .page import write_page
 from ..core.errors import InputError
 from ..core.paths import whole_folder

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from .annotator import load_annotator
-from .batch_tables import Result, failed_result, name_of, write_tables
-from .options import Options
 from tqdm.auto import tqdm
 
 from .annotate import annotate_if_new
 from .annotation import STUDY_DIGITS
+from .annotator import load_annotator
+from .batch_tables import Result, failed_result, name_of, write_tables
+from .options import Options
 from ..core.errors import InputError
 from ..core.processes import each_in_processes
 from ..data.scan_folders import find_scans

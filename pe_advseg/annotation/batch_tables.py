@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from .annotator import STATEMENTS
 
 from .annotation import read_summary
+from .annotator import STATEMENTS
 from .batch_page import write_overview
 from ..core.errors import InputError
 from ..core.paths import whole_file

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from .annotator import Annotator
-from .options import Options
 
 from .. import __version__
 from .annotation import Annotation
+from .annotator import Annotator
+from .options import Options
 from ..core.volume import Volume
 from ..data.without_names import without_names
 from ..evaluation.assessment import assess

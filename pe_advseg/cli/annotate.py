@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from .options import AssumeOption, ResampleOption, RunsOption, SeriesOption, in_shell
 
 # %% ../../nbs/cli/01_annotate.ipynb #6b327e1b
@@ -71,7 +72,6 @@ def annotate(
     Goes on past bad scans and after an interruption. The exit code is 1 if a scan failed."""
     from pe_advseg.annotation.batch import annotate_all
     from pe_advseg.annotation.options import Options
-
     from pe_advseg.evaluation.prediction import Inference
     from pe_advseg.scans.volume_files import reading_options
 

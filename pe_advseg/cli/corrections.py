@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from .options import AssumeOption, ResampleOption, SeriesOption, StoreOption, given, in_shell
 
 correction_commands = typer.Typer()
@@ -40,7 +41,6 @@ def queue(
 ):
     "Say which annotated scan to look at **next**; what has been corrected is left out."
     from pe_advseg.cli.corrections import queue as rank_queue
-
     from pe_advseg.evaluation.inference import load_predictors
     from pe_advseg.review.worklist import worklist_table
     from pe_advseg.training.run_folder import find_run

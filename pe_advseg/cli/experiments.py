@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
+
 from .notebooks import run_notebook
 from .options import DataOption, ScaleOption, TargetOption
 

@@ -9,6 +9,7 @@ __all__ = ['app', 'main']
 import sys
 
 import typer
+
 from .annotate import annotate_command
 from .corrections import correction_commands
 from .experiments import experiment_commands

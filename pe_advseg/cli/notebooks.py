@@ -9,8 +9,8 @@ __all__ = ['QUIET_KERNEL', 'find_notebook', 'run_notebook']
 from pathlib import Path
 
 import typer
-from .progress import watch_training
 
+from .progress import watch_training
 from ..core.paths import project_root, runs_dir
 
 # %% ../../nbs/cli/07_notebooks.ipynb #fdbb827f

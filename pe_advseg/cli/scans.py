@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from .options import AssumeOption, ResampleOption
 
+from .options import AssumeOption, ResampleOption
 from ..phantom.hospitals import HOSPITALS
 
 scan_commands = typer.Typer()

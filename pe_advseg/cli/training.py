@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from .options import DataOption, ScaleOption, TargetOption
 
 training_commands = typer.Typer()

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from ..annotation.annotator import load_annotator
-from ..annotation.options import Options
 
 from ..annotation.annotate import annotate_scan
+from ..annotation.annotator import load_annotator
+from ..annotation.options import Options
 from ..core.processes import each_in_processes
 from ..phantom.hospitals import HOSPITALS
 from ..phantom.phantom import make_study
