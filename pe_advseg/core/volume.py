@@ -24,7 +24,7 @@ def _check_volume(hu, spacing, origin, direction, sources):
     "Raises ValueError unless the parts of a `Volume` fit together."
     if hu.ndim != 3 or hu.dtype != np.int16:
         raise ValueError(f'hu must be int16 (z, y, x), got {hu.dtype} {hu.shape}')
-    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
+    if len(spacing) != 3 or not all(np.isfinite(length) and length > 0 for length in spacing):
         raise ValueError(f'spacing must be three positive lengths in mm (z, y, x), got {spacing}')
     if len(origin) != 3 or not np.isfinite(origin).all():
         raise ValueError(f'origin must be three numbers, got {origin}')
@@ -33,40 +33,15 @@ def _check_volume(hu, spacing, origin, direction, sources):
     if sources and len(sources) != len(hu):
         raise ValueError(f'{len(sources)} sources for {len(hu)} slices')
 
-# %% ../../nbs/core/04_volume.ipynb #aa2a70a4
-@dataclass(frozen=True, eq=False)
-class Volume:
-    "A CT scan in Hounsfield units with its place in the patient. Raises ValueError if the parts do not fit."
-
-    hu: np.ndarray  # int16 (z, y, x), Hounsfield units
-    spacing: tuple  # (z, y, x), mm
-    origin: tuple  # LPS mm (x, y, z) of the centre of voxel [0, 0, 0]
-    direction: np.ndarray  # (3, 3); column i is the LPS unit vector along which array axis i (z, y, x) grows
-    sources: tuple[Source, ...] = ()  # one per slice, in slice order
-    notes: tuple[str, ...] = ()  # what was repaired or skipped on reading
-
-    def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)  # the dataclass is frozen
-        put('spacing', tuple(float(s) for s in self.spacing))
-        put('origin', tuple(float(o) for o in self.origin))
-        put('direction', np.asarray(self.direction, float))
-        put('sources', tuple(self.sources))
-        put('notes', tuple(self.notes))
-        _check_volume(self.hu, self.spacing, self.origin, self.direction, self.sources)
-
-    @property
-    def shape(self) -> tuple:
-        return self.hu.shape
-
-    @property
-    def voxel_ml(self) -> float:
-        "Volume of one voxel in mL."
-        return float(np.prod(self.spacing)) / 1000
+# %% ../../nbs/core/04_volume.ipynb #a44dc86a
+class _Grid:
+    "The places of voxels in the patient; a subclass has `spacing`, `origin` and `direction`."
 
     def affine(self) -> np.ndarray:
         "(4, 4): homogeneous index (z, y, x, 1) to LPS mm (x, y, z, 1)."
         matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = self.direction * self.spacing, self.origin
+        matrix[:3, :3] = self.direction * self.spacing
+        matrix[:3, 3] = self.origin
         return matrix
 
     def nifti_affine(self) -> np.ndarray:
@@ -88,5 +63,39 @@ class Volume:
         "Which voxel lies at a point of the patient; the inverse of `to_patient`."
         return (np.asarray(point, float) - self.origin) @ np.linalg.inv(self.direction * self.spacing).T
 
+# %% ../../nbs/core/04_volume.ipynb #aa2a70a4
+@dataclass(frozen=True, eq=False)
+class Volume(_Grid):
+    "A CT scan in Hounsfield units with its place in the patient. Raises ValueError if the parts do not fit."
+
+    hu: np.ndarray  # int16 (z, y, x), Hounsfield units
+    spacing: tuple  # (z, y, x), mm
+    origin: tuple  # LPS mm (x, y, z) of the centre of voxel [0, 0, 0]
+    direction: np.ndarray  # (3, 3); column i is the LPS unit vector along which array axis i (z, y, x) grows
+    sources: tuple[Source, ...] = ()  # one per slice, in slice order
+    notes: tuple[str, ...] = ()  # what was repaired or skipped on reading
+
+    def __post_init__(self):
+        fields = dict(
+            spacing=tuple(float(length) for length in self.spacing),
+            origin=tuple(float(coordinate) for coordinate in self.origin),
+            direction=np.asarray(self.direction, float),
+            sources=tuple(self.sources),
+            notes=tuple(self.notes),
+        )
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
+        _check_volume(self.hu, self.spacing, self.origin, self.direction, self.sources)
+
+    @property
+    def shape(self) -> tuple:
+        return self.hu.shape
+
+    @property
+    def voxel_ml(self) -> float:
+        "Volume of one voxel in mL."
+        return float(np.prod(self.spacing)) / 1000
+
     def __repr__(self):
-        return f'Volume({self.shape} voxels of {" x ".join(f"{s:.3g}" for s in self.spacing)} mm (z, y, x), {len(self.notes)} notes)'
+        spacing = ' x '.join(f'{length:.3g}' for length in self.spacing)
+        return f'Volume({self.shape} voxels of {spacing} mm (z, y, x), {len(self.notes)} notes)'
