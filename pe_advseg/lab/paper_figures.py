@@ -67,28 +67,32 @@ def picture_table(
     return show_comparison(masks, _cut(pictures['image'], boxes), truth, notes=notes, zoom=None)
 
 # %% ../../nbs/lab/05_paper_figures.ipynb #094f9b6b
-def _show_slice(axis, image: np.ndarray, title: str, window: tuple = (-160, 240)) -> None:
-    axis.imshow(image, cmap='gray', vmin=window[0], vmax=window[1], interpolation='nearest')
-    axis.set_title(title, fontsize=10)
-    axis.axis('off')
+def _body_box(image: np.ndarray, margin: int = 6) -> tuple[slice, slice]:
+    "Rows and columns of a slice that hold more than air."
+    rows, columns = np.nonzero(image > -500)
+    top, left = max(0, rows.min() - margin), max(0, columns.min() - margin)
+    return slice(top, rows.max() + margin), slice(left, columns.max() + margin)
 
 
 def first_screen(
     pictures: dict[str, np.ndarray],  # as for `picture_table`
     page: np.ndarray,  # a screenshot of an annotation page, (y, x, 3 or 4)
     method: str = 'feature_enhanced',
-    index: int = 0,  # which slice
 ) -> Figure:
-    "Show a slice, the same slice with the true and the network's outline, and the page, side by side."
-    image, truth, drawn = (pictures[name][index] for name in ('image', 'truth', method))
-    widths = [1, 1, page.shape[1] / page.shape[0]]
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=widths, layout='constrained')
-    _show_slice(axes[0], image, 'a CT slice (synthetic)')
-    _show_slice(axes[1], image, 'outlined: expert and network')
-    axes[1].contour(truth, [0.5], colors=TRUTH_COLOUR, linewidths=1)
-    axes[1].contour(drawn, [0.5], colors=PREDICTION_COLOUR, linewidths=1)
+    "Show the slice with the largest clot, the same slice with the true and the network's outline, and the page."
+    index = pictures['truth'].sum((1, 2)).argmax()
+    box = _body_box(pictures['image'][index])
+    image, truth, drawn = (pictures[name][index][box] for name in ('image', 'truth', method))
+    widths = [image.shape[1] / image.shape[0]] * 2 + [page.shape[1] / page.shape[0]]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=widths, layout='constrained')
+    for axis in axes[:2]:
+        axis.imshow(image, cmap='gray', vmin=-160, vmax=240)
+    axes[1].contour(truth, [0.5], colors=TRUTH_COLOUR, linewidths=1.2)
+    axes[1].contour(drawn, [0.5], colors=PREDICTION_COLOUR, linewidths=1.2)
     axes[2].imshow(page)
-    axes[2].set_title('the page of a scan', fontsize=10)
-    axes[2].axis('off')
+    titles = ('a scan (synthetic)', 'outlined: truth green, network orange', 'the page that a reader gets')
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.axis('off')
     plt.close(figure)
     return figure
