@@ -15,10 +15,10 @@ from pe_advseg.core.errors import InputError
 from pe_advseg.core.paths import whole_folder
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.evaluation.findings import embolus_table
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.history import history
 from pe_advseg.review.review import review
 from pe_advseg.review.save_correction import save_correction
+from pe_advseg.scans.nifti import write_nifti
 from pe_advseg.scans.series import pixel_digest, study_name
 
 
@@ -157,7 +157,7 @@ def test_a_stroke_ends_where_the_button_is_let_go(opened):
 
 @pytest.mark.parametrize('began', ['folder', 'object', 'array', 'file', 'nothing'])
 def test_it_is_recorded_what_was_opened(opened, began):
-    write_plain_nifti(opened.place / 'm.nii.gz', opened.numbers, opened.volume)
+    write_nifti(opened.place / 'm.nii.gz', opened.numbers, opened.volume)
     label = dict(
         folder=opened.place / 'out' / study_name(opened.volume),
         object=opened.annotation,

@@ -10,8 +10,8 @@ from scipy import ndimage
 from support.review_scans import highdicom_seg, on_disk
 
 from pe_advseg.core.errors import MaskError
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.foreign_masks import read_corrected
+from pe_advseg.scans.nifti import write_nifti
 from pe_advseg.scans.seg_write import write_segmentation
 
 ORDERS = [
@@ -31,7 +31,7 @@ def case(tmp_path):
 def test_nifti_in_every_orientation(tmp_path, seed):
     "nibabel stores the axes in all 48 orders; the scan's own HU say where each embolus must land."
     volume, numbers = on_disk(tmp_path / 'scan', seed)
-    write_plain_nifti(tmp_path / 'a.nii.gz', numbers, volume)
+    write_nifti(tmp_path / 'a.nii.gz', numbers, volume)
     image = nibabel.load(tmp_path / 'a.nii.gz')
     for order, flips in ORDERS:
         nibabel.save(image.as_reoriented(np.array(list(zip(order, flips, strict=False)))), tmp_path / 'b.nii')
@@ -104,7 +104,7 @@ def test_our_own_seg_keeps_the_numbers(case):
 
 def test_slicer_files_cropped_empty_and_layered(case):
     root, scan, volume, numbers = case
-    write_plain_nifti(root / 'a.nii.gz', numbers, volume)
+    write_nifti(root / 'a.nii.gz', numbers, volume)
     whole, path = SimpleITK.ReadImage(root / 'a.nii.gz'), root / 's.seg.nrrd'
 
     def read():
@@ -145,7 +145,7 @@ def test_what_numbers_mean(case):
     root, scan, volume, numbers = case
 
     def read(values, **options):
-        write_plain_nifti(root / 'a.nii.gz', values, volume)
+        write_nifti(root / 'a.nii.gz', values, volume)
         return read_corrected(root / 'a.nii.gz', scan, volume, 'a', **options)[0]
 
     pieces = ndimage.label(numbers > 0, np.ones((3, 3, 3)))[0]

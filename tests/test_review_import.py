@@ -10,13 +10,13 @@ import SimpleITK
 from support.review_scans import annotated, highdicom_seg, make, on_disk, write_as
 
 from pe_advseg.core.errors import MaskError
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.foreign_masks import read_corrected
 from pe_advseg.review.history import history, read_correction
 from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
 from pe_advseg.review.orientation import MIRRORS
 from pe_advseg.review.save_correction import save_correction
+from pe_advseg.scans.nifti import write_nifti
 from pe_advseg.scans.seg_write import write_segmentation
 from pe_advseg.scans.series import pixel_digest, read_series, study_name
 from pe_advseg.scans.volume_files import read_volume
@@ -109,7 +109,7 @@ def test_doubts_are_shown_and_count(case):
     root, scan, volume, numbers = case
     hu = volume.hu.copy()
     hu[2:10, 12:30, 5:36] = np.where(numbers[2:10, 12:30, 5:36] > 0, hu[2:10, 12:30, 5:36], 350)
-    write_plain_nifti(root / 'bright.nii.gz', hu, volume)
+    write_nifti(root / 'bright.nii.gz', hu, volume)
     bright = read_volume(root / 'bright.nii.gz')
     annotation = annotated(root / 'out' / study_name(bright), bright, numbers)
     path = write_as('nifti', root / 'c', np.where(bright.hu == 350, 9, numbers).astype(np.uint16), bright, scan)

@@ -13,11 +13,11 @@ from support.review_scans import annotated, files, on_disk
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_embolus_ids, read_study
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.history import history, read_correction
 from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
 from pe_advseg.review.orientation import MIRRORS
+from pe_advseg.scans.nifti import write_nifti
 from pe_advseg.scans.seg_write import write_segmentation
 from pe_advseg.scans.series import pixel_digest, study_name
 
@@ -43,27 +43,27 @@ def test_which_scan_a_file_belongs_to(ward):
         'named by slices': lambda folder: write_segmentation(
             folder / 'xyz.dcm', numbers, volume, root / 'scans/patient1'
         ),
-        'file': lambda folder: write_plain_nifti(folder / 'patient1_mask.nii.gz', numbers, volume),
+        'file': lambda folder: write_nifti(folder / 'patient1_mask.nii.gz', numbers, volume),
         'slicer': lambda folder: SimpleITK.WriteImage(
             SimpleITK.ReadImage(root / 'a.nii.gz'), folder / 'patient1 Segmentation.seg.nrrd'
         ),
         'folder': lambda folder: (
             (folder / 'patient1').mkdir(),
-            write_plain_nifti(folder / 'patient1/abc.nii.gz', numbers, volume),
+            write_nifti(folder / 'patient1/abc.nii.gz', numbers, volume),
         ),
         'study': lambda folder: (
             (folder / study_name(volume)).mkdir(),
-            write_plain_nifti(folder / study_name(volume) / 'corrected.nii.gz', numbers, volume),
+            write_nifti(folder / study_name(volume) / 'corrected.nii.gz', numbers, volume),
         ),
         'digest': lambda folder: (
-            write_plain_nifti(folder / 'abc.nii.gz', numbers, volume),
+            write_nifti(folder / 'abc.nii.gz', numbers, volume),
             (folder / 'abc.json').write_text(json.dumps(dict(digest=pixel_digest(volume)))),
         ),
-        'series': lambda folder: write_plain_nifti(
+        'series': lambda folder: write_nifti(
             folder / f'{pydicom.dcmread(root / "scans/patient1/IM0001.dcm").SeriesInstanceUID}.nii.gz', numbers, volume
         ),
     }
-    write_plain_nifti(root / 'a.nii.gz', numbers, volume)
+    write_nifti(root / 'a.nii.gz', numbers, volume)
     for way, write in ways.items():
         folder = root / 'ways' / way
         folder.mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_which_scan_a_file_belongs_to(ward):
         [result] = import_corrections(folder, root / 'scans', root / 'store' / way.split()[0], 'AB')
         assert (result.study, result.error) == (study_name(volume), ''), way
         np.testing.assert_array_equal(read_correction(root / 'store' / way.split()[0], volume)[0], numbers)
-    write_plain_nifti(root / 'inbox/somebody.nii.gz', numbers, volume)
+    write_nifti(root / 'inbox/somebody.nii.gz', numbers, volume)
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store/x', 'AB')
     assert (
         'belongs to none of the 2 scans' in result.error
@@ -84,13 +84,13 @@ def test_a_bad_file_does_not_stop_the_others(ward):
     root, made = ward
     (_volume, _numbers), (other, theirs) = made['patient1'], made['patient2']
     (root / 'inbox/patient1.nii.gz').write_bytes(b'\x1f\x8b damaged')
-    write_plain_nifti(root / 'inbox/patient2.nii.gz', theirs, other)
+    write_nifti(root / 'inbox/patient2.nii.gz', theirs, other)
     results = import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB')
     assert statuses(results) == {'patient1.nii.gz': 'refused', 'patient2.nii.gz': 'saved'} and len(results.refused) == 1
     assert set(results.table().columns) == {'file', 'study', 'status', 'emboli', 'what'} and 'no readable NIfTI' in str(
         results
     )
-    write_plain_nifti(root / 'inbox/patient2_edited.nii.gz', theirs, other)
+    write_nifti(root / 'inbox/patient2_edited.nii.gz', theirs, other)
     assert set(statuses(import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB')).values()) == {
         'refused'
     }  # two for one scan: which is meant?
@@ -100,7 +100,7 @@ def test_a_bad_file_does_not_stop_the_others(ward):
 def test_a_dry_run_writes_nothing(ward):
     root, made = ward
     volume, numbers = made['patient1']
-    write_plain_nifti(root / 'inbox/patient1.nii.gz', numbers, volume)
+    write_nifti(root / 'inbox/patient1.nii.gz', numbers, volume)
     before = files(root)
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB', dry_run=True)
     assert (
@@ -127,7 +127,7 @@ def test_an_annotations_own_files_are_no_corrections(ward):
     out = annotated(root / 'out' / study_name(volume), volume, numbers)
     write_segmentation(out / 'segmentation.dcm', numbers, volume, root / 'scans/patient1')
     assert import_corrections(root / 'out', root / 'scans', root / 'store', 'AB', annotations=root / 'out') == []
-    write_plain_nifti(out / 'mask_corrected.nii.gz', np.where(numbers == 2, 0, numbers), volume)
+    write_nifti(out / 'mask_corrected.nii.gz', np.where(numbers == 2, 0, numbers), volume)
     [result] = import_corrections(root / 'out', root / 'scans', root / 'store', 'AB', annotations=root / 'out')
     assert (
         '2 kept, 1 removed' in result.difference
@@ -144,7 +144,7 @@ def monai(root, made, **said):
         (images / 'labels' / tag).mkdir(parents=True)
     for name, (volume, numbers) in made.items():
         nibabel.save(nibabel.Nifti1Image(volume.hu.T, volume.nifti_affine()), images / f'{name}.nii.gz')
-        write_plain_nifti(images / 'labels/original' / f'{name}.nii.gz', numbers * 0 + (numbers > 0), volume)
+        write_nifti(images / 'labels/original' / f'{name}.nii.gz', numbers * 0 + (numbers > 0), volume)
         objects[name] = dict(image=dict(ext='.nii.gz', info={}), labels=dict(original=dict(ext='.nii.gz', info={})))
     (images / 'datastore_v2.json').write_text(
         json.dumps(dict(name='x', description='', images_dir='.', labels_dir='labels', objects=objects) | said)
@@ -158,7 +158,7 @@ def test_monai_label(ward):
     images = monai(root, made)
     assert import_corrections(images, None, root / 'store', 'AB') == []
     volume, numbers = made['patient2']
-    write_plain_nifti(images / 'labels/final/patient2.nii.gz', np.where(numbers == 1, 0, numbers), volume)
+    write_nifti(images / 'labels/final/patient2.nii.gz', np.where(numbers == 1, 0, numbers), volume)
     for scans, store in ((None, 'store'), (root / 'scans', 'store2')):
         [result] = import_corrections(images, scans, root / store, 'AB')
         assert (result.file, result.status) == ('labels/final/patient2.nii.gz', 'saved')
@@ -175,7 +175,7 @@ def test_nothing_left_is_a_finding(ward):
     root, made = ward
     volume, numbers = made['patient1']
     out = annotated(root / 'out' / study_name(volume), volume, numbers)
-    write_plain_nifti(root / 'inbox/patient1.nii.gz', numbers * 0, volume)
+    write_nifti(root / 'inbox/patient1.nii.gz', numbers * 0, volume)
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store', 'AB', annotations=out)
     assert (result.status, result.emboli) == ('saved', 0) and '3 removed' in result.difference
     assert not read_study(find_studies(root / 'store')[0])[1].any()
@@ -193,6 +193,6 @@ def test_a_real_patient(tmp_path):
     assert result.orientation.startswith('agrees')
     np.testing.assert_array_equal(read_study(find_studies(tmp_path / 'store')[0])[1], numbers > 0)
     for axes in MIRRORS[1:4]:
-        write_plain_nifti(tmp_path / 'm.nii.gz', np.flip(numbers, axes), volume)
+        write_nifti(tmp_path / 'm.nii.gz', np.flip(numbers, axes), volume)
         with pytest.raises(MaskError, match='mirrored'):
             import_correction(tmp_path / 'm.nii.gz', study.scan, tmp_path / 'store', 'AB', out, volume=volume)

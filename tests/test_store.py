@@ -27,12 +27,12 @@ from pe_advseg.data.read_study import read_embolus_ids, read_study
 from pe_advseg.data.sources import is_synthetic
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.phantom.phantom_files import write_hospital
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.foreign_masks import read_corrected
 from pe_advseg.review.history import corrections_table, history, read_correction
 from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
 from pe_advseg.review.save_correction import save_correction
+from pe_advseg.scans.nifti import write_nifti
 from pe_advseg.scans.series import pixel_digest, read_series, study_name
 from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.scans.write_series import write_series
@@ -134,7 +134,7 @@ def test_a_pseudonym_once_given_stays(case):
 
 def test_a_scan_without_slice_files_gets_a_seg_too(tmp_path):
     volume, numbers = make(3)
-    write_plain_nifti(tmp_path / 'scan.nii.gz', volume.hu, volume)
+    write_nifti(tmp_path / 'scan.nii.gz', volume.hu, volume)
     volume = read_volume(tmp_path / 'scan.nii.gz')
 
     def save(numbers, **options):
@@ -220,7 +220,7 @@ def test_how_a_scan_was_read_stays_known(tmp_path):
         widget = review(place, annotation, tmp_path / 'store', 'AB', interactive=False)
         widget.press('save')
         assert widget.saved, widget.says.value
-        write_plain_nifti(tmp_path / 'corrected.nii.gz', numbers, volume)
+        write_nifti(tmp_path / 'corrected.nii.gz', numbers, volume)
         [result] = import_corrections(
             tmp_path / 'corrected.nii.gz',
             place,
@@ -268,7 +268,7 @@ def test_killed_half_way_leaves_nothing_half(case):
     "The process dies when all but the record is written; the lock is free again, and the next one gets the number."
     root, scan, volume, numbers = case
     save_correction(root / 'store', scan, volume, numbers, 'AB')
-    write_plain_nifti(root / 'patient1.nii.gz', np.where(numbers == 1, 0, numbers), volume)
+    write_nifti(root / 'patient1.nii.gz', np.where(numbers == 1, 0, numbers), volume)
     program = f"""
 import os, signal
 from pe_advseg.review import import_corrections, save_correction
@@ -326,7 +326,7 @@ def test_no_name_of_a_patient(case):
     save_correction(root / 'store', scan, volume, numbers, 'AB', pseudonym='case7')
     for path in (root / 'store').rglob('*'):
         assert not path.is_file() or b'SECRET' not in path.read_bytes(), path.name
-    write_plain_nifti(root / 'patient1.nii.gz', numbers[::-1], volume)
+    write_nifti(root / 'patient1.nii.gz', numbers[::-1], volume)
     other = root / 'scans' / 'patient2'
     on_disk(other, 2)
     highdicom_seg(root / 'masks.dcm', scan, numbers, ['clot'] * 3)

@@ -8,7 +8,6 @@ __all__ = ['ALGORITHMS', 'check_correction', 'save_correction']
 # %% ../../nbs/review/04_save_correction.ipynb #364b49f2
 import datetime
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,14 @@ from ..core.errors import InputError
 from ..core.figure_style import save_figure
 from ..core.paths import whole_folder, write_whole
 from ..core.volume import Volume
-from ..phantom.phantom_masks import write_plain_nifti
 from .difference_figure import difference_figure
 from .differences import compare_masks, describe_difference
 from .started_from import read_started_from
-from .store import open_store, write_scan_record
+from .store import open_store, slices_for_seg, write_scan_record
+from ..scans.nifti import write_nifti
 from ..scans.seg_write import write_segmentation
 from ..scans.segments import number_segments
 from ..scans.series import read_series, study_name
-from ..scans.source_headers import has_slice_files
-from ..scans.source_series import source_series
 
 # %% ../../nbs/review/04_save_correction.ipynb #11e8dde5
 def check_correction(numbers, volume: Volume, reviewer: str, how: str) -> np.ndarray:
@@ -80,25 +77,6 @@ def _to_json(value):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
-# %% ../../nbs/review/04_save_correction.ipynb #aed53bba
-def _slices_for_seg(
-    folder: Path, scan, volume: Volume, annotation, pseudonym: str | None
-) -> tuple[Path, Volume]:  # folder of slices; the volume with them as sources
-    "Find or write slices that a SEG can refer to. Raises InputError if they are another scan's."
-    if has_slice_files(volume):
-        return Path(scan), volume
-    places = [folder / 'scan']
-    if isinstance(annotation, (str, Path)):
-        places.insert(0, Path(annotation) / 'scan')
-    written = [place for place in places if place.is_dir()]
-    if not written:
-        return folder / 'scan', source_series(volume, folder / 'scan', pseudonym)
-    series = read_series(written[0])
-    if not np.array_equal(series.hu, volume.hu):
-        name = f'{written[0].parent.name}/scan'
-        raise InputError(name, 'holds the slices of another scan', 'Move this folder away')
-    return written[0], replace(volume, sources=series.sources)
-
 # %% ../../nbs/review/04_save_correction.ipynb #2e4f3ab2
 ALGORITHMS = dict(
     annotation='pe_advseg', mask='unknown', nothing=''
@@ -121,7 +99,7 @@ def _history_in_words(started_from: dict) -> str:
 # %% ../../nbs/review/04_save_correction.ipynb #3bf11f89
 def _write_version(
     folder: Path,
-    slices: tuple[Path, Volume],  # of `_slices_for_seg`
+    slices: tuple[Path, Volume],  # of `slices_for_seg`
     numbers: np.ndarray,
     before: np.ndarray,  # the label that was corrected, or zeros
     record: dict,
@@ -129,9 +107,7 @@ def _write_version(
     "Write mask, SEG, figure and record of a version."
     slice_folder, volume = slices
     started_from = record['started_from']
-    write_plain_nifti(
-        folder / 'mask.nii.gz', numbers, volume, note=f'correction {record["version"]} of {record["study"]}'
-    )
+    write_nifti(folder / 'mask.nii.gz', numbers, volume, note=f'correction {record["version"]} of {record["study"]}')
     write_segmentation(
         folder / 'segmentation.dcm',
         numbers,
@@ -196,6 +172,6 @@ def save_correction(
         )
         version = folder / f'{previous + 1:04d}'
         with whole_folder(version) as incomplete:
-            slices = _slices_for_seg(folder, scan, volume, annotation, pseudonym)
+            slices = slices_for_seg(folder, scan, volume, annotation, pseudonym)
             _write_version(incomplete, slices, numbers, compared_with, record)
     return version

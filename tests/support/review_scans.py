@@ -11,7 +11,7 @@ from pydicom.sr.codedict import codes
 from scipy.spatial.transform import Rotation
 
 from pe_advseg.core.volume import Volume
-from pe_advseg.phantom.phantom_masks import write_plain_nifti
+from pe_advseg.scans.nifti import write_nifti
 from pe_advseg.scans.series import pixel_digest, read_series
 from pe_advseg.scans.write_series import write_series
 
@@ -48,7 +48,7 @@ def on_disk(folder, seed=0, name='SECRET', **options):
 def annotated(folder, volume, numbers):
     "As much of an annotation as a correction needs."
     folder.mkdir(parents=True)
-    write_plain_nifti(folder / 'mask.nii.gz', numbers, volume)
+    write_nifti(folder / 'mask.nii.gz', numbers, volume)
     (folder / 'summary.json').write_text(
         json.dumps(
             dict(
@@ -108,7 +108,7 @@ def write_as(kind, path, numbers, volume, scan):
         return highdicom_seg(
             path.with_suffix('.dcm'), scan, numbers, ['clot 1', 'clot 2', 'clot 3']
         ) or path.with_suffix('.dcm')
-    write_plain_nifti(path.with_suffix('.nii.gz'), numbers, volume)
+    write_nifti(path.with_suffix('.nii.gz'), numbers, volume)
     if kind == 'nrrd':
         SimpleITK.WriteImage(SimpleITK.ReadImage(path.with_suffix('.nii.gz')), path.with_suffix('.nrrd'))
     return path.with_suffix('.nii.gz' if kind == 'nifti' else '.nrrd')
