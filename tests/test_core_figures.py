@@ -14,8 +14,7 @@ from PIL import Image
 
 from pe_advseg.core import figure_style
 from pe_advseg.core.figure_style import save_figure
-from pe_advseg.core.forest_axis import forest_axis
-from pe_advseg.core.forest_plot import Measure
+from pe_advseg.core.forest_plot import DIFFERENCE, Measure, forest_plot
 from pe_advseg.core.learning_curves import learning_curves
 from pe_advseg.core.slice_grids import lesion_box, show_comparison, show_slices
 
@@ -105,21 +104,6 @@ def test_curves_of_a_run_that_has_hardly_begun():
     draw(learning_curves({'supervised': short, 'someone_new': short.drop(columns='auroc')}, ['loss', 'auroc']))
 
 
-def test_forest_plot_of_an_undefined_interval():
-    table = pd.DataFrame(
-        {'method': ['oracle', 'x'], 'difference': [np.nan, 0.1], 'low': [np.nan] * 2, 'high': [np.nan] * 2}
-    )
-    figure = draw(forest_axis(table))
-    assert figure.axes[0].child_axes[0].get_yticklabels()[0].get_text() == 'not defined'
-
-
-def test_forest_plots_share_a_figure():
-    figure, axes = plt.subplots(1, 2)
-    table = pd.DataFrame({'method': ['oracle'], 'difference': [0.1], 'low': [0.0], 'high': [0.2]})
-    assert forest_axis(table, axis=axes[1]) is figure
-    plt.close(figure)
-
-
 def test_saved_picture_carries_its_provenance(tmp_path):
     provenance = {
         'data': 'Synthetic phantom',
@@ -144,8 +128,6 @@ def test_a_picture_of_unknown_data_is_not_saved(tmp_path):
 
 # --- the forest plot ---
 
-DIFFERENCE = Measure(is_difference=True)
-
 
 def forest_table(**rows) -> pd.DataFrame:
     "Method -> (difference, low, high)."
@@ -160,13 +142,13 @@ def texts(axis) -> list[str]:
 
 def test_forest_plot_says_what_is_not_defined():
     nan = float('nan')
-    figure = draw(forest_axis(forest_table(oracle=(nan, nan, nan), x=(0.1, nan, nan)), DIFFERENCE))
+    figure = draw(forest_plot(forest_table(oracle=(nan, nan, nan), x=(0.1, nan, nan)), DIFFERENCE))
     assert texts(figure.axes[0]) == ['not defined', '+0.100  no interval']
 
 
 def test_forest_panels_share_scale_and_rows():
     tables = {'one': forest_table(a=(0.1, 0.0, 0.2)), 'two': forest_table(b=(-3, -5, -1), a=(0, -1, 1))}
-    figure = draw(forest_axis(tables, [DIFFERENCE, DIFFERENCE], reference='supervised'))
+    figure = draw(forest_plot(tables, [DIFFERENCE, DIFFERENCE], reference='supervised'))
     assert len({axis.get_xlim() for axis in figure.axes}) == 1
     low, high = figure.axes[0].get_xlim()
     assert low < -5 and high > 1
@@ -181,19 +163,19 @@ def test_forest_panels_share_scale_and_rows():
 
 def test_forest_reference_has_no_difference_but_a_row():
     table = forest_table(supervised=(0, 0, 0), x=(0.1, 0.0, 0.2))
-    figure = draw(forest_axis(table, [Measure(), DIFFERENCE], reference='supervised'))
+    figure = draw(forest_plot(table, [Measure(), DIFFERENCE], reference='supervised'))
     assert texts(figure.axes[0])[0] == '0.000  [0.000, 0.000]' and texts(figure.axes[1])[0] == 'reference'
 
 
 def test_forest_axis_is_reversed_where_less_is_better():
     error = Measure(label='error, mm', less_is_better=True)
-    axis = draw(forest_axis(forest_table(x=(0.1, 0.0, 0.2)), error)).axes[0]
+    axis = draw(forest_plot(forest_table(x=(0.1, 0.0, 0.2)), error)).axes[0]
     assert axis.xaxis_inverted() and 'less is better' in axis.get_xlabel()
 
 
 def test_forest_plot_is_not_clipped():
     figure = draw(
-        forest_axis(forest_table(supervised_many_hospitals=(0.1, -1, 1)), [DIFFERENCE, DIFFERENCE], title='n')
+        forest_plot(forest_table(supervised_many_hospitals=(0.1, -1, 1)), [DIFFERENCE, DIFFERENCE], title='n')
     )
     box = figure.get_tightbbox()
     assert box.x0 >= -0.01 and box.x1 <= figure.get_figwidth() + 0.01 and box.y0 >= -0.01
@@ -210,4 +192,4 @@ def test_forest_plot_is_not_clipped():
 )
 def test_forest_title_has_the_counts(counts, text):
     table = forest_table(a=(0.1, 0, 1), b=(0, 0, 0)).assign(**counts)
-    assert draw(forest_axis(table, DIFFERENCE, title='subject')).get_suptitle() == text
+    assert draw(forest_plot(table, DIFFERENCE, title='subject')).get_suptitle() == text

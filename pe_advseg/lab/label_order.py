@@ -13,13 +13,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..review.scan_uncertainty import run_uncertainty
 
 from ..data.cache import CachedStudy
 from ..evaluation.inference import load_predictors
 from ..evaluation.intervals import bootstrap_mean, compare_methods, paired_bootstrap
 from ..review.diversity import study_embedding
 from ..review.retraining_data import with_corrections
+from ..review.scan_uncertainty import run_uncertainty
 from ..review.worklist import possible_strategies, rank_scans
 from ..training.protocol import Setting, scans_digest
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from .correction_files import find_corrections, studies_of
 
 from ..annotation.annotation import STUDY_DIGITS
 from ..core.errors import InputError
 from ..data.studies import Study
+from .correction_files import find_corrections, studies_of
 from .find_scan import Scans, find_scan
 from .import_correction import ImportResult, import_correction
 from .store import open_store

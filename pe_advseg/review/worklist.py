@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from .scan_uncertainty import annotation_uncertainty
 
 from ..annotation.annotation import recorded_reading
 from ..core.errors import InputError
 from ..data.corrected_studies import corrected_versions
 from ..evaluation.inference import Predictor
 from .diversity import embed_scans, spread_out
+from .scan_uncertainty import annotation_uncertainty
 
 # %% ../../nbs/review/28_worklist.ipynb #d03d9a14
 @dataclass(frozen=True)
