@@ -1,4 +1,4 @@
-"""Calibration of a run: contrast on scans whose bolus is known, the promise against drawn truths, the calibration against reference formulas."""
+"""Calibration of a run: contrast where the bolus is known, expected Dice against drawn truths, fits by formula."""
 
 import dataclasses
 import json
@@ -87,16 +87,23 @@ def test_what_cannot_be_measured_is_none(shape, value):
 
 
 def test_a_large_scan_costs_little_memory():
-    resource = pytest.importorskip('resource')
+    pytest.importorskip('resource')
     code = """
-import resource, numpy as np
+import resource
+import sys
+
+import numpy as np
+
 from pe_advseg.core.volume import Volume
 from pe_advseg.evaluation.uncertainty import outline_uncertainty, scan_properties
 volume = Volume(np.full((300, 512, 512), 40, np.int16), (1., .7, .7), (0, 0, 0), np.eye(3)[:, ::-1])
-probability, mask = np.full(volume.shape, 3, np.uint8), np.ones(volume.shape, bool); mask[1:] = False
+probability, mask = np.full(volume.shape, 3, np.uint8), np.ones(volume.shape, bool)
+mask[1:] = False
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-scan_properties(volume); outline_uncertainty(mask, probability, probability)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024**(2 if __import__("sys").platform == "darwin" else 1))
+scan_properties(volume)
+outline_uncertainty(mask, probability, probability)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # bytes on a Mac, else kilobytes
+print(grown / 1024 ** (2 if sys.platform == 'darwin' else 1))
 """
     done = subprocess.run(
         [sys.executable, '-c', code],
@@ -109,16 +116,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024**(2 if 
     assert float(done.stdout) < 300
 
 
-def test_a_real_scan_has_plausible_facts():
+def test_a_real_scan_has_plausible_properties():
     if not (FUMPE / 'CT_scans').is_dir():
         pytest.skip('the real patient is not on this machine')
     from pe_advseg.data.layouts import find_studies
     from pe_advseg.data.read_study import read_study
 
     found = scan_properties(read_study(find_studies(FUMPE)[0])[0])
-    assert (
-        150 < found['contrast_hu'] < 900 and 3 < found['noise_hu'] < 60
-    )  # what CT pulmonary angiography has, not what this patient has
+    # what CT pulmonary angiography has, not what this patient has
+    assert 150 < found['contrast_hu'] < 900 and 3 < found['noise_hu'] < 60
     assert found['slice_mm'] == 1.0
 
 
@@ -137,9 +143,8 @@ def test_doubts_against_numpy():
         np.mean([stats.entropy([v, 1 - v], base=2) for v in p[mask]]), abs=1e-4
     )
     assert found['expected_dice'] == pytest.approx(2 * p[mask].sum() / (mask.sum() + p.sum()))
-    assert (
-        outline_uncertainty(mask.astype(np.uint16) * 7, probability)['expected_dice'] == found['expected_dice']
-    )  # numbered emboli do, too
+    numbered = mask.astype(np.uint16) * 7  # numbered emboli do, too
+    assert outline_uncertainty(numbered, probability)['expected_dice'] == found['expected_dice']
     with pytest.raises(ValueError, match='same shape'):
         outline_uncertainty(mask, probability[1:])
 
@@ -162,9 +167,8 @@ def test_nothing_found_and_everything_certain():
     nothing = np.zeros((4, 5, 5), np.uint8)
     assert outline_uncertainty(nothing > 0, nothing) == dict.fromkeys(UNCERTAINTIES)
     certain = np.where(np.arange(100).reshape(4, 5, 5) < 10, 250, 0).astype(np.uint8)
-    assert outline_uncertainty(certain > 0, certain)['expected_dice'] == pytest.approx(1) and outline_uncertainty(
-        certain > 0, certain
-    )['mean_entropy'] == pytest.approx(0, abs=1e-4)
+    found = outline_uncertainty(certain > 0, certain)
+    assert found['expected_dice'] == pytest.approx(1) and found['mean_entropy'] == pytest.approx(0, abs=1e-4)
 
 
 # --- the fit ---
@@ -212,7 +216,7 @@ def test_more_doubt_never_raises_the_estimate(slope):
         estimate(fit, base | dict(expected_dice=e, mean_confidence=e, mean_entropy=1 - e))
         for e in np.linspace(0, 1, 21)
     ]
-    assert all(b >= a for a, b in zip(rising, rising[1:])) and rising[0] >= 0 and rising[-1] <= 1
+    assert rising == sorted(rising) and rising[0] >= 0 and rising[-1] <= 1
 
 
 def test_left_out_errors_by_hand_and_the_naive_guess():
@@ -221,9 +225,8 @@ def test_left_out_errors_by_hand_and_the_naive_guess():
     others = (dice.sum() - dice) / (len(dice) - 1)
     assert answer['naive_error'] == pytest.approx(np.abs(others - dice).mean())
     assert answer['fit']['slopes'] == {} and answer['fit']['intercept'] == pytest.approx(dice.mean())
-    assert answer['half_width'] == pytest.approx(
-        np.abs(np.array([row['left_out'] for row in rows]) - dice).max()
-    )  # 9 of 10 of 13: the 12th of 12
+    left_out = np.array([row['left_out'] for row in rows])
+    assert answer['half_width'] == pytest.approx(np.abs(left_out - dice).max())  # 9 of 10 of 13: the 12th of 12
 
 
 def test_the_interval_holds_its_share_of_new_patients():
@@ -242,13 +245,13 @@ def test_who_counts():
         dict(clot_ml=a, predicted_ml=b, dice=d, **dict.fromkeys(UNCERTAINTIES))
         for a, b, d in ((0.0, 0.0, float('nan')), (0.0, 1.0, 0.0), (5.0, 0.0, 0.0))
     )
-    answer = fit_dice(patients(10, 0.05) + [healthy, alarm, missed])
+    answer = fit_dice([*patients(10, 0.05), healthy, alarm, missed])
     assert (answer['patients'], answer['missed'], answer['without_clot'], answer['false_alarms']) == (10, 1, 2, 1)
     assert answer['error'] == fit_dice(patients(10, 0.05))['error']
     assert fit_dice([healthy] * 9)['fit'] is None and fit_dice([])['patients'] == 0
 
 
-# --- the judgement ---
+# --- the assessment ---
 
 RANGES = dict(
     slice_mm=[1.0, 1.5, 2.0], pixel_mm=[0.6, 0.7, 0.9], noise_hu=[12.0, 15.0, 20.0], contrast_hu=[260.0, 330.0, 420.0]
@@ -260,7 +263,7 @@ DOUBT = dict(mean_probability=0.8, mean_entropy=0.4, mean_confidence=0.6, expect
 FITTED = fit_dice(patients(20, 0.05))
 
 
-def trust(**changes):
+def calibration(**changes):
     return {**FITTED, 'threshold': 0.5, 'synthetic': True, 'training': dict(scans=9, ranges=RANGES), **changes}
 
 
@@ -275,24 +278,23 @@ def trust(**changes):
     ],
 )
 def test_warnings_in_plain_words(name, value, words):
-    assert unlike_training(trust(), USUAL) == []
-    warnings = unlike_training(trust(), USUAL | {name: value})
+    assert unlike_training(calibration(), USUAL) == []
+    warnings = unlike_training(calibration(), USUAL | {name: value})
     assert warnings == [warnings[0]] and warnings[0].startswith(words)
-    answer = assess([trust()], USUAL | {name: value}, DOUBT)
+    answer = assess([calibration()], USUAL | {name: value}, DOUBT)
     assert answer['warnings'] == warnings and 'unlike' in answer['calibration'] and answer['estimated_dice'] is not None
 
 
 def test_the_margin_is_a_tenth():
     for value, warned in ((418 * 1.1, 0), (420 * 1.11, 1), (260 * 0.91, 0), (260 * 0.89, 1)):
-        assert len(unlike_training(trust(), USUAL | dict(contrast_hu=value))) == warned
-    unknown = trust(training=dict(scans=1, ranges=RANGES | dict(contrast_hu=None)))
-    assert (
-        unlike_training(unknown, USUAL | dict(contrast_hu=9.0)) == []
-    )  # the training scans could not be measured: nothing to compare with
+        assert len(unlike_training(calibration(), USUAL | dict(contrast_hu=value))) == warned
+    unknown = calibration(training=dict(scans=1, ranges=RANGES | dict(contrast_hu=None)))
+    # the training scans could not be measured: nothing to compare with
+    assert unlike_training(unknown, USUAL | dict(contrast_hu=9.0)) == []
 
 
-def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
-    one = assess([trust()], USUAL, DOUBT)
+def test_an_assessment_is_plain_data_and_estimates_only_what_was_calibrated():
+    one = assess([calibration()], USUAL, DOUBT)
     assert set(one) == {
         *UNCERTAINTIES,
         'estimated_dice',
@@ -304,74 +306,61 @@ def test_a_judgement_is_plain_data_and_estimates_only_what_was_calibrated():
         'warnings',
         'scan',
     }
-    assert one['estimated_dice'] == pytest.approx(0.1 + 0.8 * 0.7, abs=0.05) and one['calibration'].startswith(
-        'on 20 held-out synthetic patients'
-    )
-    assert one['estimated_dice_low'] == pytest.approx(one['estimated_dice'] - trust()['half_width'])
+    assert one['estimated_dice'] == pytest.approx(0.1 + 0.8 * 0.7, abs=0.05)
+    assert one['calibration'].startswith('on 20 held-out synthetic patients')
+    assert one['estimated_dice_low'] == pytest.approx(one['estimated_dice'] - calibration()['half_width'])
     others = dict(
-        empty=assess([trust()], USUAL, dict.fromkeys(UNCERTAINTIES)),
-        several=assess([trust(), trust()], USUAL, DOUBT),
-        half=assess([trust(), None], USUAL, DOUBT),
-        threshold=assess([trust()], USUAL, DOUBT, threshold=0.2),
-        few=assess([trust(fit=None, patients=3)], USUAL, DOUBT),
+        empty=assess([calibration()], USUAL, dict.fromkeys(UNCERTAINTIES)),
+        several=assess([calibration(), calibration()], USUAL, DOUBT),
+        half=assess([calibration(), None], USUAL, DOUBT),
+        threshold=assess([calibration()], USUAL, DOUBT, threshold=0.2),
+        few=assess([calibration(fit=None, patients=3)], USUAL, DOUBT),
     )
     for answer in others.values():
         assert answer['estimated_dice'] is None and answer['calibration'].startswith('none: ')
     for answer in (assess([None], USUAL, DOUBT), assess([], USUAL, DOUBT), assess([None, None], USUAL, DOUBT)):
-        assert (
-            answer['estimated_dice'] is None
-            and 'never calibrated' in answer['calibration']
-            and answer['warnings'] == []
-        )
+        assert answer['estimated_dice'] is None and answer['warnings'] == []
+        assert 'never calibrated' in answer['calibration']
     for answer in (one, *others.values()):
         assert json.loads(json.dumps(answer, allow_nan=False)) == answer
     both = assess(
-        [trust(), trust(training=dict(scans=2, ranges=RANGES | dict(slice_mm=[4.0, 5.0, 6.0])))], USUAL, DOUBT
+        [calibration(), calibration(training=dict(scans=2, ranges=RANGES | dict(slice_mm=[4.0, 5.0, 6.0])))],
+        USUAL,
+        DOUBT,
     )
     assert both['warnings'] == ['slices of 1.5 mm; the training scans had 4 to 6']
 
 
 def test_beyond_what_was_held_out_there_is_a_bound_only():
-    "More doubt than any held-out patient: the estimate is an upper bound, its interval begins at 0; less doubt: it ends at 1; unlike the training: anything below."
-    low, high = trust()['fit']['seen']['expected_dice']
+    """More doubt than any held-out patient: the estimate is an upper bound, its interval begins at 0.
+
+    Less doubt: it ends at 1. A scan unlike the training: anything below.
+    """
+    low, high = calibration()['fit']['seen']['expected_dice']
     inside, below, above = (
-        assess([trust()], USUAL, DOUBT | dict(expected_dice=value))
+        assess([calibration()], USUAL, DOUBT | dict(expected_dice=value))
         for value in ((low + high) / 2, low - 0.1, high + 0.01)
     )
-    assert (
-        'upper bound' not in inside['calibration']
-        and inside['estimated_dice_low'] > 0
-        and inside['estimated_dice_high'] < 1
-    )
-    assert (
-        'upper bound' in below['calibration']
-        and below['estimated_dice_low'] == 0
-        and below['estimated_dice']
-        == pytest.approx(assess([trust()], USUAL, DOUBT | dict(expected_dice=low))['estimated_dice'])
-    )
-    assert (
-        above['estimated_dice_high'] == 1
-        and above['estimated_dice_low'] > 0
-        and [one['bound'] for one in (inside, below, above)] == [False, True, False]
-    )
-    assert (
-        assess([trust()], USUAL | dict(noise_hu=90.0), DOUBT | dict(expected_dice=(low + high) / 2))[
-            'estimated_dice_low'
-        ]
-        == 0
-    )
-    assert (
-        'of 4 without embolism 3 had something drawn'
-        in assess([trust(without_clot=4, false_alarms=3)], USUAL, DOUBT)['calibration']
-    )
+    assert 'upper bound' not in inside['calibration']
+    assert inside['estimated_dice_low'] > 0 and inside['estimated_dice_high'] < 1
+    at_the_end = assess([calibration()], USUAL, DOUBT | dict(expected_dice=low))
+    assert 'upper bound' in below['calibration'] and below['estimated_dice_low'] == 0
+    assert below['estimated_dice'] == pytest.approx(at_the_end['estimated_dice'])
+    assert above['estimated_dice_high'] == 1 and above['estimated_dice_low'] > 0
+    assert [one['bound'] for one in (inside, below, above)] == [False, True, False]
+    noisy = assess([calibration()], USUAL | dict(noise_hu=90.0), DOUBT | dict(expected_dice=(low + high) / 2))
+    assert noisy['estimated_dice_low'] == 0
+    alarmed = assess([calibration(without_clot=4, false_alarms=3)], USUAL, DOUBT)
+    assert 'of 4 without embolism 3 had something drawn' in alarmed['calibration']
 
 
 def test_how_far_the_discriminator_went_with_the_dice():
     rng = np.random.default_rng(3)
-    rows = [row | dict(mean_confidence=float(value)) for row, value in zip(patients(20, 0.05), rng.random(20))]
+    confidences = zip(patients(20, 0.05), rng.random(20), strict=True)
+    rows = [row | dict(mean_confidence=float(value)) for row, value in confidences]
     expected = stats.spearmanr([row['mean_confidence'] for row in rows], [row['dice'] for row in rows])[0]
-    assert assess([trust(held_out=rows)], USUAL, DOUBT)['confidence_correlation'] == pytest.approx(expected)
-    for others in ([trust(held_out=rows[:4])], [trust(held_out=rows)] * 2, [None], []):
+    assert assess([calibration(held_out=rows)], USUAL, DOUBT)['confidence_correlation'] == pytest.approx(expected)
+    for others in ([calibration(held_out=rows[:4])], [calibration(held_out=rows)] * 2, [None], []):
         assert assess(others, USUAL, DOUBT)['confidence_correlation'] is None
 
 
@@ -390,16 +379,13 @@ def test_reliability_against_a_loop():
     error = 0.0
     for row in table.itertuples():
         inside = (p > row.low + 1e-6) & (p <= row.high + 1e-6)
-        assert (
-            row.voxels == inside.sum()
-            and row.observed == pytest.approx(clot[inside].mean())
-            and row.mean_probability == pytest.approx(p[inside].mean())
-        )
+        assert row.voxels == inside.sum()
+        assert row.observed == pytest.approx(clot[inside].mean())
+        assert row.mean_probability == pytest.approx(p[inside].mean())
         error += abs(p[inside].mean() - clot[inside].mean()) * inside.sum()
     assert len(table) == 10 and calibration_error(table) == pytest.approx(error / (p > 0).sum())
-    bins, edges, _ = stats.binned_statistic(
-        p[p > 0], clot[p > 0], 'mean', bins=10, range=(1e-6, 1 + 1e-6)
-    )  # a second library
+    # a second library
+    bins, _, _ = stats.binned_statistic(p[p > 0], clot[p > 0], 'mean', bins=10, range=(1e-6, 1 + 1e-6))
     np.testing.assert_allclose(table.observed, bins)
     with pytest.raises(ValueError, match='differ in shape'):
         reliability_table(probabilities, masks[::-1])
@@ -432,9 +418,8 @@ def test_calibrating_a_run(smoke, tmp_path):
     assert not any(study.patient in json.dumps(made) for study in (cached.study for cached in held_out))
     low, middle, high = made['training']['ranges']['contrast_hu']
     assert low <= middle <= high and made['training']['scans'] == len(setting.train)
-    assert all(
-        row['mean_confidence'] is not None for row in made['held_out'] if row['predicted_ml'] > 0
-    )  # this method has a discriminator
+    outlined = [row for row in made['held_out'] if row['predicted_ml'] > 0]
+    assert all(row['mean_confidence'] is not None for row in outlined)  # this method has a discriminator
     with pytest.raises(TrainingError, match='trained on with their masks'):
         calibrate(run, held_out + setting.train[:1], setting.train)
     with pytest.raises(TrainingError, match='need masks'):

@@ -16,11 +16,12 @@ real_patient = pytest.mark.skipif(
 )
 
 
-def pe_advseg(home, *words, timeout=600):
-    "Run the command with its data, runs and figures in `home`."
-    (home / 'nbs').exists() or (home / 'nbs').symlink_to(ROOT / 'nbs')
+def pe_advseg(project: Path, *words, timeout=600):
+    "Run the command with its data, runs and figures in the folder `project`."
+    if not (project / 'nbs').exists():
+        (project / 'nbs').symlink_to(ROOT / 'nbs')
     environment = os.environ | {
-        'PE_ADVSEG_HOME': str(home),
+        'PE_ADVSEG_HOME': str(project),
         'OMP_NUM_THREADS': '1',
         'MPLBACKEND': 'agg',
         'COLUMNS': '200',
@@ -30,14 +31,14 @@ def pe_advseg(home, *words, timeout=600):
 
 
 @pytest.fixture(scope='module')
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp('source')
+def project(tmp_path_factory):
+    return tmp_path_factory.mktemp('project')
 
 
-def test_the_main_job_leaves_tables_and_figures(home):
-    result = pe_advseg(home, 'paper', '--scale', 'smoke')
+def test_the_main_job_leaves_tables_and_figures(project):
+    result = pe_advseg(project, 'paper', '--scale', 'smoke')
     assert result.returncode == 0, result.stderr[-3000:]
-    figures, results = home / 'figures', home / 'figures' / 'results'
+    figures, results = project / 'figures', project / 'figures' / 'results'
     for name in (
         'overview',
         '01_hospitals',
@@ -79,32 +80,32 @@ def test_the_main_job_leaves_tables_and_figures(home):
         assert 'PAT0' not in table.read_text(), table.name
 
 
-def test_the_main_job_again_trains_nothing_twice(home):
-    runs = {path: path.stat().st_mtime_ns for path in (home / 'runs').glob('*/last.json')}
+def test_the_main_job_again_trains_nothing_twice(project):
+    runs = {path: path.stat().st_mtime_ns for path in (project / 'runs').glob('*/last.json')}
     assert runs
-    result = pe_advseg(home, 'experiment', '03_semi_supervised', '--scale', 'smoke')
+    result = pe_advseg(project, 'experiment', '03_semi_supervised', '--scale', 'smoke')
     assert result.returncode == 0, result.stderr[-3000:]
-    assert runs == {path: path.stat().st_mtime_ns for path in (home / 'runs').glob('*/last.json')}
+    assert runs == {path: path.stat().st_mtime_ns for path in (project / 'runs').glob('*/last.json')}
 
 
-def test_train_and_evaluate(home):
-    result = pe_advseg(home, 'train', '--method', 'style_mixing', '--scale', 'smoke', '--seed', 5)
+def test_train_and_evaluate(project):
+    result = pe_advseg(project, 'train', '--method', 'style_mixing', '--scale', 'smoke', '--seed', 5)
     assert result.returncode == 0, result.stderr[-2000:]
     run = Path(result.stdout.split('the run is in ')[1].strip().replace('\n', ''))
     assert (run / 'history.csv').exists()
     assert 'waiting for the loader' in result.stdout + result.stderr
-    result = pe_advseg(home, 'evaluate', run, '--scale', 'smoke')
+    result = pe_advseg(project, 'evaluate', run, '--scale', 'smoke')
     assert result.returncode == 0 and 'source' in result.stdout and 'synthetic' in result.stdout, result.stderr[-2000:]
 
 
-def test_phantom_and_check(home, tmp_path):
+def test_phantom_and_check(project, tmp_path):
     hospital = tmp_path / 'hospital'
-    result = pe_advseg(home, 'phantom', hospital, '--hospital', 'island', '--patients', 2, '--shape', '12x48x48')
+    result = pe_advseg(project, 'phantom', hospital, '--hospital', 'island', '--patients', 2, '--shape', '12x48x48')
     assert result.returncode == 0, result.stderr
-    assert pe_advseg(home, 'check', hospital).returncode == 0
+    assert pe_advseg(project, 'check', hospital).returncode == 0
     victim = sorted(next(path for path in hospital.iterdir() if path.is_dir()).glob('*.dcm'))[5]
     victim.unlink()  # a slice is lost
-    result = pe_advseg(home, 'check', hospital)
+    result = pe_advseg(project, 'check', hospital)
     assert result.returncode == 1 and 'gap' in result.stdout
 
 
@@ -117,34 +118,35 @@ def test_phantom_and_check(home, tmp_path):
         (('experiment', '99_nothing'), 'there is no experiment'),
     ],
 )
-def test_mistakes_are_one_line(home, words, says):
-    result = pe_advseg(home, *words)
+def test_mistakes_are_one_line(project, words, says):
+    result = pe_advseg(project, *words)
     assert result.returncode != 0 and says in result.stderr and 'Traceback' not in result.stderr, result.stderr[-1000:]
 
 
 @real_patient
-def test_one_labelled_patient_is_too_few_and_the_message_says_how_many(home):
-    result = pe_advseg(home, 'paper', '--data', FUMPE, '--scale', 'smoke')
-    assert (
-        result.returncode != 0 and 'needs at least 3 labelled patients' in result.stderr and 'found 1' in result.stderr
-    )
+def test_one_labelled_patient_is_too_few_and_the_message_says_how_many(project):
+    result = pe_advseg(project, 'paper', '--data', FUMPE, '--scale', 'smoke')
+    assert result.returncode != 0
+    assert 'needs at least 3 labelled patients' in result.stderr and 'found 1' in result.stderr
     assert 'Traceback' not in result.stderr
 
 
 @real_patient
-def test_the_real_patient_as_the_unlabelled_hospital(home):
-    result = pe_advseg(home, 'experiment', '03_semi_supervised', '--target', FUMPE, '--scale', 'smoke')
+def test_the_real_patient_as_the_unlabelled_hospital(project):
+    result = pe_advseg(project, 'experiment', '03_semi_supervised', '--target', FUMPE, '--scale', 'smoke')
     assert result.returncode == 0, result.stderr[-3000:]
-    scores = pd.read_csv(home / 'figures' / 'results' / '03_scores_smoke_real_fumpe.csv')
+    scores = pd.read_csv(project / 'figures' / 'results' / '03_scores_smoke_real_fumpe.csv')
     assert set(scores.data) == {'synthetic source and real target'} and scores.transductive.all()
-    away = scores[scores.site == 'target']
-    assert away.patient.nunique() == 1 and abs(away.clot_ml.iloc[0] - 18.1) < 0.1  # the expert's 42,840 voxels
+    of_target = scores[scores.site == 'target']
+    assert (
+        of_target.patient.nunique() == 1 and abs(of_target.clot_ml.iloc[0] - 18.1) < 0.1
+    )  # the expert's 42,840 voxels
     assert 'oracle' not in set(scores.method)  # nobody sees the label that is scored
     # pictures of the patient stay in runs/, which git ignores
-    assert (home / 'runs' / 'figures' / '03_methods_smoke_real_fumpe.png').exists() and not list(
-        (home / 'figures').glob('*methods_real*')
+    assert (project / 'runs' / 'figures' / '03_methods_smoke_real_fumpe.png').exists() and not list(
+        (project / 'figures').glob('*methods_real*')
     )
-    assert not list((home / 'figures').rglob('*real_fumpe*.npz'))
+    assert not list((project / 'figures').rglob('*real_fumpe*.npz'))
 
 
 def test_a_folder_that_is_no_run_and_two_folders_of_one_name(tmp_path):
@@ -168,44 +170,40 @@ def test_a_folder_that_is_no_run_and_two_folders_of_one_name(tmp_path):
     assert result.returncode == 1 and 'name of both folders' in result.stderr and 'Traceback' not in result.stderr
 
 
-def test_what_to_label_next_leaves_tables_and_a_figure(home):
-    result = pe_advseg(home, 'experiment', '08_what_to_label_next', '--scale', 'smoke')
+def test_what_to_label_next_leaves_tables_and_a_figure(project):
+    result = pe_advseg(project, 'experiment', '08_what_to_label_next', '--scale', 'smoke')
     assert result.returncode == 0, result.stderr[-3000:]
-    assert (home / 'figures' / '08_what_to_label_next_smoke.png').read_bytes()[:4] == b'\x89PNG'
-    table = pd.read_csv(home / 'figures' / 'results' / '08_strategies_smoke.csv')
+    assert (project / 'figures' / '08_what_to_label_next_smoke.png').read_bytes()[:4] == b'\x89PNG'
+    table = pd.read_csv(project / 'figures' / 'results' / '08_strategies_smoke.csv')
     assert set(table.strategy) == {'none', 'all', 'confidence', 'entropy', 'estimated_dice', 'diversity', 'random'}
     assert set(table['data']) == {'synthetic source and synthetic target'} and {'commit', 'split'} <= set(table.columns)
 
 
-def test_the_whole_circle_closes(home):
-    result = pe_advseg(home, 'experiment', '11_the_whole_circle', '--scale', 'smoke')
+def test_the_whole_circle_closes(project):
+    result = pe_advseg(project, 'experiment', '11_the_whole_circle', '--scale', 'smoke')
     assert result.returncode == 0, result.stderr[-3000:]
-    circle = home / 'runs' / 'circle' / 'smoke'
+    circle = project / 'runs' / 'circle' / 'smoke'
     scores = pd.read_csv(circle / 'scores.csv')
     assert scores.groupby('method').patient.nunique().to_dict() == {'before': 2, 'after': 2}
     assert len(list((circle / 'corrections').glob('study-*/0001/correction.json'))) == 1
     assert len(list(circle.glob('annotations-*/study-*/report.html'))) == 3
 
 
-def test_the_circle_in_the_shell(home, tmp_path):
-    "As a newcomer types it: annotate, what next, correct elsewhere, import, train on; with the model that comes with the package."
+def test_the_circle_in_the_shell(project, tmp_path):
+    "As a newcomer types it, with the shipped model: annotate, what next, correct elsewhere, import, train on."
     import nibabel
     import numpy as np
 
     scans, out, store = tmp_path / 'scans', tmp_path / 'annotations', tmp_path / 'corrections'
-    assert (
-        pe_advseg(
-            home, 'phantom', scans, '--hospital', 'delta', '--patients', 2, '--shape', '16x96x96', '--mask', 'nifti'
-        ).returncode
-        == 0
-    )
-    result = pe_advseg(home, 'annotate', scans, '--out', out)
+    wanted = ('--hospital', 'delta', '--patients', 2, '--shape', '16x96x96', '--mask', 'nifti')
+    assert pe_advseg(project, 'phantom', scans, *wanted).returncode == 0
+    result = pe_advseg(project, 'annotate', scans, '--out', out)
     assert result.returncode == 0 and 'Synthetic training, research only, not for diagnosis' in result.stdout, (
         result.stderr[-2000:]
     )
     assert (out / 'index.html').exists() and len(list(out.glob('study-*'))) == 2
-    assert pe_advseg(home, 'queue', out, '--store', scans).returncode == 1  # a folder that is no store
-    result = pe_advseg(home, 'queue', out, '--store', store)
+    assert pe_advseg(project, 'queue', out, '--store', scans).returncode == 1  # a folder that is no store
+    result = pe_advseg(project, 'queue', out, '--store', store)
     assert result.returncode == 0 and 'there is no store of corrections yet' in result.stderr, result.stderr[-2000:]
     first = next(word for word in result.stdout.split() if word.startswith('study-'))
     # corrected elsewhere: the expert's mask, saved by another program under the study's name
@@ -214,40 +212,17 @@ def test_the_circle_in_the_shell(home, tmp_path):
     edited.mkdir()
     for folder in folders:
         truth = nibabel.load(next(folder.glob('mask.nii.gz')))
-        same = next(
-            (
-                study
-                for study in out.glob('study-*')
-                if np.allclose(nibabel.load(study / 'mask.nii.gz').affine, truth.affine)
-                and nibabel.load(study / 'mask.nii.gz').shape == truth.shape
-                and study.name == first
-            ),
-            None,
-        )
-        if same is None:
-            continue
-        nibabel.save(
-            nibabel.Nifti1Image(np.asarray(truth.dataobj).astype(np.uint8), truth.affine), edited / f'{first}.nii.gz'
-        )
+        annotated = nibabel.load(out / first / 'mask.nii.gz')
+        if annotated.shape == truth.shape and np.allclose(annotated.affine, truth.affine):
+            mask = np.asarray(truth.dataobj).astype(np.uint8)
+            nibabel.save(nibabel.Nifti1Image(mask, truth.affine), edited / f'{first}.nii.gz')
     assert list(edited.iterdir())
-    result = pe_advseg(
-        home,
-        'import-corrections',
-        edited,
-        '--scans',
-        scans,
-        '--reviewer',
-        'Dr Demo',
-        '--store',
-        store,
-        '--annotations',
-        out,
-    )
-    if result.returncode:
-        pytest.fail(result.stdout + result.stderr[-2000:])
-    result = pe_advseg(home, 'queue', out, '--store', store)
+    given = ('--scans', scans, '--reviewer', 'Dr Demo', '--store', store, '--annotations', out)
+    result = pe_advseg(project, 'import-corrections', edited, *given)
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+    result = pe_advseg(project, 'queue', out, '--store', store)
     assert first not in result.stdout  # it has been corrected
-    result = pe_advseg(home, 'retrain', store, '--steps', 2)
+    result = pe_advseg(project, 'retrain', store, '--steps', 2)
     assert result.returncode == 0 and 'use it with' in result.stdout, result.stderr[-2000:]
     run = result.stdout.split('--run ')[1].split('`')[0]
-    assert (home / 'runs' / run / 'retrained.json').exists()
+    assert (project / 'runs' / run / 'retrained.json').exists()

@@ -19,7 +19,7 @@ def bce_dice_in_numpy(logits, target, smooth=1e-5):
     p = 1 / (1 + np.exp(-z))
     cross_entropy = -(t * np.log(p) + (1 - t) * np.log(1 - p))
     dices = []
-    for image_logits, image_target in zip(logits, target):
+    for image_logits, image_target in zip(logits, target, strict=True):
         keep = image_target != 255
         if keep.any():
             q, u = 1 / (1 + np.exp(-image_logits[keep].astype(np.float64))), image_target[keep]
@@ -51,8 +51,8 @@ def test_uint8_int_float_and_channel_axis_agree():
     'loss',
     [
         bce_dice,
-        lambda l, t: masked_bce(l, t, t != 255),
-        lambda l, t: adversarial(l, True, t != 255),
+        lambda logits, target: masked_bce(logits, target, target != 255),
+        lambda logits, target: adversarial(logits, True, target != 255),
     ],
 )
 def test_ignored_pixels_have_exactly_zero_gradient(loss):
@@ -67,8 +67,8 @@ def test_ignored_pixels_have_exactly_zero_gradient(loss):
     'loss',
     [
         bce_dice,
-        lambda l, t: masked_bce(l, t, t != 255),
-        lambda l, t: adversarial(l, False, t != 255),
+        lambda logits, target: masked_bce(logits, target, target != 255),
+        lambda logits, target: adversarial(logits, False, target != 255),
     ],
 )
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -112,7 +112,7 @@ def test_gradcheck():
     target = torch.randint(0, 2, (2, 3, 3))
     target[0, 0, 0] = 255
     # inside all is float32, hence the coarse step and tolerance
-    assert torch.autograd.gradcheck(lambda l: bce_dice(l, target), logits, eps=1e-2, atol=1e-2)
+    assert torch.autograd.gradcheck(lambda shifted: bce_dice(shifted, target), logits, eps=1e-2, atol=1e-2)
 
 
 def test_as_released_takes_255_for_a_number():

@@ -1,5 +1,6 @@
 """Training: kill -9 and resume, several processes, weight 0, damaged checkpoints, not-a-number."""
 
+import itertools
 import json
 import os
 import signal
@@ -34,12 +35,10 @@ def hospitals(tmp_path_factory):
     folder = tmp_path_factory.mktemp('hospitals')
     result = []
     for name in ('harbour', 'valley'):
-        place = write_hospital(
-            folder / name, HOSPITALS[name], 3, (12, 48, 48), layout='folder', mask='nifti', workers=1, progress=False
-        )
-        result.append(
-            list(build_cache(find_studies(place, hospital=name), folder / 'cache', 6.0, progress=False).values())
-        )
+        options = dict(layout='folder', mask='nifti', workers=1, progress=False)
+        place = write_hospital(folder / name, HOSPITALS[name], 3, (12, 48, 48), **options)
+        studies = find_studies(place, hospital=name)
+        result.append(list(build_cache(studies, folder / 'cache', 6.0, progress=False).values()))
     return result
 
 
@@ -55,18 +54,23 @@ def same(one: Path, two: Path) -> None:
 # --- kill -9 -------------------------------------------------------------------------------------------------
 
 CHILD = """
-import pickle, sys, torch
-torch.set_num_threads(1)
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pe_advseg.data.hospital_cache import build_cache
+from pe_advseg.data.studies import Study
 from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.train import train
-from pe_advseg.data.cache import build_cache
-from pe_advseg.data.studies import Study
-from pathlib import Path
-import json
+
+torch.set_num_threads(1)
 job = json.loads(Path(sys.argv[1]).read_text())
 studies = [[Study(h, p, Path(s), Path(m)) for h, p, s, m in part] for part in job['studies']]
-cached = [list(build_cache(part, job['cache'], 6., progress=False).values()) for part in studies]
-print(train(TrainConfig(**job['config']), *cached, job['runs'], progress=False, checkpoint_every=2, log_every=1), flush=True)
+cached = [list(build_cache(part, job['cache'], 6.0, progress=False).values()) for part in studies]
+quiet = dict(progress=False, checkpoint_every=2, log_every=1)
+print(train(TrainConfig(**job['config']), *cached, job['runs'], **quiet), flush=True)
 """
 
 
@@ -128,24 +132,30 @@ def test_stopped_and_resumed_is_the_same(hospitals, tmp_path, method):
 # --- several processes ---------------------------------------------------------------------------------------
 
 WORKER = """
-import sys, torch
+import sys
+
+import torch
 from lightning_fabric import Fabric
-from pe_advseg.training.losses import bce_dice
+
 from pe_advseg.models.networks import build_network
+from pe_advseg.training.losses import bce_dice
 from pe_advseg.training.update import share_gradients
+
 torch.set_num_threads(1)
 processes, out = int(sys.argv[1]), sys.argv[2]
 fabric = Fabric(accelerator='cpu', devices=processes, strategy='ddp' if processes > 1 else 'auto')
 fabric.launch()
 torch.manual_seed(0)
-network = build_network('hrnet_tiny', upsampling='bilinear').double().eval()       # batch statistics are per process by design
+network = build_network('hrnet_tiny', upsampling='bilinear').double().eval()  # batch statistics are per process
 generator = torch.Generator().manual_seed(1)
-image, mask = torch.randn(4, 1, 32, 32, generator=generator).double(), (torch.rand(4, 1, 32, 32, generator=generator) < .1).double()
+image = torch.randn(4, 1, 32, 32, generator=generator).double()
+mask = (torch.rand(4, 1, 32, 32, generator=generator) < 0.1).double()
 share = 4 // processes
 mine = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 fabric.backward(bce_dice(network(image[mine]), mask[mine]))
 share_gradients(fabric, list(network.parameters()))
-if fabric.global_rank == 0: torch.save([p.grad for p in network.parameters()], out)
+if fabric.global_rank == 0:
+    torch.save([p.grad for p in network.parameters()], out)
 """
 
 
@@ -166,18 +176,11 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path)
 
 
 def test_two_processes_train_by_the_same_command(tmp_path):
-    "The whole command of the README with --devices 2, at smoke scale; both processes draw different halves of the batch."
+    "The whole command of the README with --devices 2, at smoke scale; each process draws its own half of the batch."
     environment = os.environ | {'PE_ADVSEG_HOME': str(tmp_path), 'OMP_NUM_THREADS': '1'}
-    command = [
-        Path(sys.executable).with_name('pe-advseg'),
-        'train',
-        '--method',
-        'feature_enhanced',
-        '--scale',
-        'smoke',
-        '--devices',
-        '2',
-    ]
+    shell_command = Path(sys.executable).with_name('pe-advseg')
+    options = {'--method': 'feature_enhanced', '--scale': 'smoke', '--devices': '2'}
+    command = [shell_command, 'train', *itertools.chain.from_iterable(options.items())]
     result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     (run,) = [path for path in (tmp_path / 'runs').iterdir() if path.name.startswith('feature_enhanced')]
@@ -257,11 +260,8 @@ def test_every_defect_changes_the_training(hospitals, tmp_path):
         )
         run = train(TrainConfig('feature_enhanced_as_released', options, **base), *hospitals, tmp_path, progress=False)
         networks = load_checkpoint(run)[0]['networks']
-        final[name] = (
-            torch.cat([value.flatten().double() for part in networks.values() for value in part.values()])
-            if name != 'joint_softmax'
-            else None
-        )
+        weights = [value.flatten().double() for part in networks.values() for value in part.values()]
+        final[name] = torch.cat(weights)
     for name, value in final.items():
         # another discriminator has other weights; scaling per slice is tested below, where it can show
         if name not in ('corrected', 'joint_softmax', 'per_slice_scaling'):
@@ -275,9 +275,8 @@ def test_scaling_per_slice_matters_only_where_air_or_contrast_is_missing(hospita
     from pe_advseg.training.methods import Method
     from pe_advseg.training.released import FeatureEnhancedReleased
 
-    assert (
-        FeatureEnhancedReleased(defects={'per_slice_scaling': True}).per_slice_scaling and not Method.per_slice_scaling
-    )
+    assert FeatureEnhancedReleased(defects={'per_slice_scaling': True}).per_slice_scaling
+    assert not Method.per_slice_scaling
     config = TrainConfig(batch=4, patch=8)
     fixed, per_slice = (
         draw_batch(hospitals[0], 40, config.slice_config(flag), Draw(0, 0), 'x', True).image for flag in (False, True)

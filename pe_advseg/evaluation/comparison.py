@@ -54,7 +54,10 @@ def _scored_slices(study: CachedStudy, count: int) -> list[int]:
 
 
 def _slice_entropy(p: torch.Tensor) -> torch.Tensor:
-    "Return the entropy of probabilities in nats, unclipped, so that nearly sure pixels keep their order."
+    """Return the entropy of probabilities in nats.
+
+    `core.probability.entropy_bits` clips at 1e-7, which would make ties of nearly sure pixels and change the AUROC.
+    """
     return torch.special.entr(p) + torch.special.entr(1 - p)
 
 # %% ../../nbs/evaluation/07_comparison.ipynb #a2a4e874

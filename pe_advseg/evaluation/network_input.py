@@ -6,6 +6,7 @@
 __all__ = ['network_input', 'body_box', 'window_starts', 'in_windows']
 
 # %% ../../nbs/evaluation/03_network_input.ipynb #b6b2514c
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,33 +23,50 @@ def network_input(hu: np.ndarray, slice_indices: Sequence[int], config: TrainCon
     At the ends of the scan the last slice stands for its missing neighbour.
     """
     neighbours = np.arange(config.slices) - config.slices // 2
-    around = np.clip(np.asarray(slice_indices)[:, None] + neighbours, 0, len(hu) - 1)
+    around = np.asarray(slice_indices)[:, None] + neighbours
+    chosen = np.asarray(hu)[np.clip(around, 0, len(hu) - 1)]
     method = build_method(config.method, **config.method_options)
     scale = scale_hu_per_slice if method.per_slice_scaling else scale_hu
-    return torch.from_numpy(np.ascontiguousarray(scale(np.asarray(hu)[around], config.window), dtype=np.float32))
+    scaled = scale(chosen, config.window)
+    return torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32))
 
 # %% ../../nbs/evaluation/03_network_input.ipynb #d426f844
 def body_box(hu: np.ndarray, margin: int = 16) -> tuple[slice, slice]:
     "Return rows and columns that hold something denser than -500 HU in any slice, with a margin in pixels."
     dense = np.asarray(hu).max(0) > -500
-    box = []
-    for other_axis, size in ((1, dense.shape[0]), (0, dense.shape[1])):
-        found = np.flatnonzero(dense.any(other_axis)) if dense.any() else np.array([0, size - 1])
-        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
-    return tuple(box)
+    if not dense.any():
+        dense[:] = True
+    return _around(dense.any(1), margin), _around(dense.any(0), margin)
+
+
+def _around(dense: np.ndarray, margin: int) -> slice:
+    "Return the range of one axis from its first dense line to its last, with a margin."
+    lines = np.flatnonzero(dense)
+    first, last = int(lines[0]), int(lines[-1])
+    return slice(max(0, first - margin), last + 1 + margin)
 
 # %% ../../nbs/evaluation/03_network_input.ipynb #3468ed1f
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
     "Return where windows begin along an axis: evenly spread, the last one ends with the image."
     if window >= size:
         return [0]
-    count = int(np.ceil((size - window) / (window * (1 - overlap)))) + 1
-    return [int(start) for start in np.rint(np.linspace(0, size - window, count))]
+    last = size - window
+    step = window * (1 - overlap)
+    count = int(np.ceil(last / step)) + 1
+    return [int(start) for start in np.rint(np.linspace(0, last, count))]
 
 
+def _windows(height: int, width: int, window: int, overlap: float) -> list[tuple[slice, slice]]:
+    "Return rows and columns of every window of an image."
+    rows = [slice(top, min(top + window, height)) for top in window_starts(height, window, overlap)]
+    columns = [slice(left, min(left + window, width)) for left in window_starts(width, window, overlap)]
+    return list(itertools.product(rows, columns))
+
+# %% ../../nbs/evaluation/03_network_input.ipynb #52fc2319
 def _window_weight(height: int, width: int, device) -> torch.Tensor:  # (height, width)
     "Return the weight of each pixel of a window: ten times as much in the middle as at the rim."
-    rows, columns = (torch.hann_window(size + 2, periodic=False, device=device)[1:-1] for size in (height, width))
+    rows = torch.hann_window(height + 2, periodic=False, device=device)[1:-1]
+    columns = torch.hann_window(width + 2, periodic=False, device=device)[1:-1]
     return (0.1 + 0.9 * rows)[:, None] * (0.1 + 0.9 * columns)
 
 # %% ../../nbs/evaluation/03_network_input.ipynb #775fefb9
@@ -58,13 +76,12 @@ def in_windows(apply: Callable, image: torch.Tensor, window: int, overlap: float
     if not window or window >= max(height, width):
         return apply(image)
     total = weight = None
-    for top in window_starts(height, window, overlap):
-        for left in window_starts(width, window, overlap):
-            rows, columns = slice(top, min(top + window, height)), slice(left, min(left + window, width))
-            answer = apply(image[..., rows, columns])
-            if total is None:
-                total, weight = answer.new_zeros(*answer.shape[:2], height, width), answer.new_zeros(height, width)
-            here = _window_weight(*answer.shape[-2:], image.device)
-            total[..., rows, columns] += answer * here
-            weight[rows, columns] += here
+    for rows, columns in _windows(height, width, window, overlap):
+        answer = apply(image[..., rows, columns])
+        if total is None:
+            total = answer.new_zeros(*answer.shape[:2], height, width)
+            weight = answer.new_zeros(height, width)
+        here = _window_weight(*answer.shape[-2:], image.device)
+        total[..., rows, columns] += answer * here
+        weight[rows, columns] += here
     return total / weight
