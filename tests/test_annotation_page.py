@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from pe_advseg.evaluation.emboli import number_emboli
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -26,6 +25,7 @@ from pe_advseg.annotation.wording import options_in_words
 from pe_advseg.core.figure_style import PREDICTION_COLOUR
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Source, Volume
+from pe_advseg.evaluation.emboli import number_emboli
 from pe_advseg.evaluation.findings import embolus_table
 
 FUMPE = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'FUMPE'

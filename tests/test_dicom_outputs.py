@@ -16,7 +16,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pe_advseg.evaluation.emboli import number_emboli
 from pydicom.sr.codedict import codes
 from skimage.draw import polygon2mask
 from support.scansb_dicom import CASES, by_dcmqi, by_highdicom, by_polygons, emboli, make_volume, number_of, written
@@ -24,6 +23,7 @@ from support.scansb_dicom import CASES, by_dcmqi, by_highdicom, by_polygons, emb
 from pe_advseg.core.errors import InputError
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_study
+from pe_advseg.evaluation.emboli import number_emboli
 from pe_advseg.phantom.patient_files import FUMPE_BLANKS
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.scans.contours import contours

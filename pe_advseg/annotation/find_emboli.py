@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ..evaluation.emboli import number_emboli
 
 from .. import __version__
 from .annotation import Annotation
@@ -23,6 +22,7 @@ from .options import Options
 from ..core.volume import Volume
 from ..data.without_names import without_names
 from ..evaluation.assessment import assess
+from ..evaluation.emboli import number_emboli
 from ..evaluation.findings import embolus_table
 from ..evaluation.inference import predict_volume
 from ..evaluation.prediction import Inference

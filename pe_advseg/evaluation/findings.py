@@ -8,11 +8,11 @@ __all__ = ['COLUMNS', 'midline_x', 'side_of', 'embolus_table']
 # %% ../../nbs/evaluation/09_findings.ipynb #eca4cc58
 import numpy as np
 import pandas as pd
-from .emboli import longest_mm
 from scipy import ndimage
 
 from ..core.probability import STEP, entropy_bits
 from ..core.volume import Volume
+from .emboli import longest_mm
 
 # %% ../../nbs/evaluation/09_findings.ipynb #e43fe42a
 def _middle_of_two(x: np.ndarray) -> float | None:

@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-from ..evaluation.emboli import number_emboli
 
 from ..annotation.annotation import Annotation, read_summary
 from ..core.errors import InputError
 from ..core.paths import file_digest
 from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
+from ..evaluation.emboli import number_emboli
 from ..scans.nifti import read_nifti
 from ..scans.series import pixel_digest
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from .hospital_split import split_hospitals
 
 from ..core.errors import InputError
 from ..core.paths import data_dir, runs_dir
@@ -21,6 +20,7 @@ from ..data.sources import is_synthetic, setting_tag
 from ..data.splits import Split, check_leak, write_split
 from ..data.studies import Study
 from ..phantom.hospitals import HOSPITALS
+from .hospital_split import split_hospitals
 from .scales import SCALES, Scale
 
 # %% ../../nbs/training/13_protocol.ipynb #f537ef2f

@@ -9,7 +9,6 @@ __all__ = ['make_fabric', 'Trainer', 'draw_both', 'see_step', 'trainer_state', '
 from pathlib import Path
 
 import torch
-from .initial_networks import build_networks, build_optimizers
 
 from ..data.augment import weak
 from ..data.batches import Batch, Loader, draw_batch
@@ -17,6 +16,7 @@ from ..data.cache import CachedStudy
 from ..data.patches import Draw
 from .config import TrainConfig
 from .ema import early_momentum, update_average
+from .initial_networks import build_networks, build_optimizers
 from .methods import Step
 from .registry import build_method
 from .update import update
