@@ -1,4 +1,6 @@
-"A scan in, a finding out: whatever the scan is, whoever dies meanwhile, and nothing about the patient. Readers of others judge the files."
+"""Annotating scans of every kind, past damaged scans and killed processes, without a word about the patient.
+
+Readers of other projects (nibabel, SimpleITK, highdicom, pydicom) check the files."""
 
 import dataclasses
 import json
@@ -81,6 +83,11 @@ def as_files(volume, place, kind):
 # --- any readable scan ---
 
 
+def in_order(points):
+    "Points in an order that does not depend on that of the file."
+    return points[np.lexsort(np.round(points, 2).T)]
+
+
 @pytest.mark.parametrize('kind', ['DICOM', 'NIfTI', 'NRRD', 'MetaImage'])
 @pytest.mark.parametrize('signs, degrees', [((1, 1, 1), 0), ((-1, 1, 1), 0), ((1, -1, -1), 0), ((1, 1, 1), 10)])
 def test_every_kind_of_scan_gives_the_same_finding_in_the_same_place(
@@ -99,17 +106,12 @@ def test_every_kind_of_scan_gives_the_same_finding_in_the_same_place(
     seg = highdicom.seg.segread(target / 'segmentation.dcm')
     found = seg.get_volume(combine_segments=True, relabel=True)
     by_highdicom = np.argwhere(found.array > 0) @ found.affine[:3, :3].T + found.affine[:3, 3]
-    order = lambda points: points[np.lexsort(np.round(points, 2).T)]
-    assert np.abs(order(by_nibabel) - order(by_highdicom)).max() < 0.02
+    assert np.abs(in_order(by_nibabel) - in_order(by_highdicom)).max() < 0.02
     # where the clot is does not depend on how the file was turned: the brightness under it is that of the array
     index = np.rint((by_nibabel - volume.origin) @ np.linalg.inv(volume.direction * volume.spacing).T).astype(int)
     axes = [axis for axis in (1, 2) if signs[axis] < 0]  # the same patient, stored the usual way round
-    straight = (
-        np.flip(
-            find_emboli('x.nii.gz', dataclasses.replace(patient, hu=np.flip(patient.hu, axes)), annotator).numbers, axes
-        )
-        > 0
-    )
+    usual_way_round = dataclasses.replace(patient, hu=np.flip(patient.hu, axes))
+    straight = np.flip(find_emboli('x.nii.gz', usual_way_round, annotator).numbers, axes) > 0
     same = np.zeros_like(straight)
     same[tuple(index.T)] = True
     assert np.array_equal(same, straight)  # the network sees every scan the same way round
@@ -121,9 +123,9 @@ def test_no_finding_is_a_result(tmp_path, annotator, patient):
     target = annotate_scan(scan, tmp_path / 'out', annotator, Options(smallest_mm3=1e9, rtstruct=True))
     summary = json.loads((target / 'summary.json').read_text())
     assert (summary['result'], summary['emboli'], summary['volume_ml']) == ('no pulmonary embolism found', 0, 0)
-    assert not np.asarray(nibabel.load(target / 'mask.nii.gz').dataobj).any() and pd.read_csv(target / 'emboli.csv')[
-        ['embolus', 'volume_ml', 'side']
-    ].values.tolist() == [[0, 0, 'no pulmonary embolism found']]
+    assert not np.asarray(nibabel.load(target / 'mask.nii.gz').dataobj).any()
+    table = pd.read_csv(target / 'emboli.csv')[['embolus', 'volume_ml', 'side']]
+    assert table.values.tolist() == [[0, 0, 'no pulmonary embolism found']]
     seg = pydicom.dcmread(target / 'segmentation.dcm')
     assert (
         seg.SegmentSequence[0].SegmentLabel == 'no pulmonary embolism found'
@@ -139,6 +141,13 @@ def test_no_finding_is_a_result(tmp_path, annotator, patient):
 # --- nothing about the patient, everything about the training ---
 
 
+def unpacked(path):
+    "The bytes of a file, without the compression of .nii.gz."
+    if path.suffix != '.gz':
+        return path.read_bytes()
+    return subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
+
+
 @pytest.mark.parametrize('pseudonym', [None, 'P7'])
 def test_names_stay_where_dicom_demands_them(tmp_path, annotator, patient, pseudonym):
     place = tmp_path / 'Planted Patient'
@@ -149,15 +158,10 @@ def test_names_stay_where_dicom_demands_them(tmp_path, annotator, patient, pseud
     for path in out.rglob('*'):
         if path.is_dir():
             continue
-        content = (
-            path.read_bytes()
-            if path.suffix != '.gz'
-            else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
-        )
-        holds = bool(
-            re.search(rb'(?i)planted|19500101', content)
-        )  # no short number: new UIDs are random digits and hold any of those sooner or later
-        assert holds == (path.name in allowed), path.name
+        content = unpacked(path)
+        # no short number: new UIDs are random digits and hold any of those sooner or later
+        holds_a_name = bool(re.search(rb'(?i)planted|19500101', content))
+        assert holds_a_name == (path.name in allowed), path.name
         assert 'lanted' not in str(path.relative_to(out))
     if pseudonym:
         assert pydicom.dcmread(next(out.glob('study-*')) / 'segmentation.dcm').PatientID == 'P7'
@@ -181,11 +185,7 @@ def test_every_output_says_that_the_training_was_synthetic(tmp_path, annotator, 
         'annotations.csv',
     } == {path.name for path in files}
     for path in files:
-        content = (
-            path.read_bytes()
-            if path.suffix != '.gz'
-            else subprocess.run(['gzip', '-dc', path], capture_output=True, check=True).stdout
-        )
+        content = unpacked(path)
         assert words in content, path.name
 
 
@@ -289,7 +289,7 @@ def test_nothing_is_overwritten(tmp_path, annotator, patient):
 
 @pytest.mark.parametrize('change', ['spacing', 'place', 'identifiers', 'kind'])
 def test_the_same_pixels_are_not_the_same_scan(tmp_path, annotator, patient, change):
-    "Of another size, elsewhere, with other identifiers, or as another kind of file: no result of one stands for the other."
+    "A scan of another size, place, identifiers or kind of file is another scan: neither result stands for the other."
     scan = as_files(patient, tmp_path, 'DICOM')
     target = annotate_scan(scan, tmp_path / 'out', annotator)
     before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
@@ -338,9 +338,11 @@ def test_names_of_files_and_folders_stay_out_of_what_is_written(tmp_path):
 
 def test_a_folder_that_grows_keeps_its_pseudonyms(tmp_path):
     hospital = tmp_path / 'hospital'
-    add = lambda number: write_series(
-        make_study(HOSPITALS['valley'], number, (12, 64, 64)).volume, hospital / f'p{number}', 'X', seed_uid=str(number)
-    )
+
+    def add(number):
+        volume = make_study(HOSPITALS['valley'], number, (12, 64, 64)).volume
+        write_series(volume, hospital / f'p{number}', 'X', seed_uid=str(number))
+
     add(1)
     (first,) = annotate_all(hospital, tmp_path / 'out', (), Options(pseudonym='P'), progress=False)
     add(2)
@@ -401,7 +403,7 @@ def test_an_ensemble_is_the_mean_of_its_runs(annotator, patient):
     assert two.summary['trust']['estimated_dice'] is None  # an ensemble was never calibrated
 
 
-def test_a_network_that_predicts_no_numbers_is_not_believed(patient):
+def test_a_network_that_predicts_no_numbers_is_refused(patient):
     broken = load_annotator()
     with torch.no_grad():
         next(broken.predictors[0].network.parameters()).fill_(float('nan'))

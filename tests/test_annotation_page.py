@@ -48,7 +48,9 @@ OPTIONAL_END = {'th', 'td', 'tr', 'li', 'p', 'dt', 'dd'}  # HTML lets these end 
 
 
 def body(shape=(24, 40, 48), spacing=(3.0, 2.0, 1.5), direction=AXIAL):
-    "An asymmetric patient: a box of water with bright corners, brightest on the right, in front, at the head. Stored upright."
+    """An asymmetric patient, stored upright: a box of water with bright corners.
+
+    The brightest one, which is the mask, lies on the right, in front, at the head."""
     hu = np.full(shape, -1000, np.int16)
     hu[2:-2, 6:-6, 6:-6] = 0
     hu[16:20, 8:12, 8:12] = 400  # right, front, head
@@ -103,8 +105,11 @@ def annotate(volume, mask, trust=TRUST, **summary):
 
 def store(volume, mask, order, signs):
     "The same patient, stored with other axes: `order` of the upright ones, each forwards or backwards."
-    first = volume.to_patient([0 if sign > 0 else n - 1 for n, sign in zip(volume.shape, signs)])
-    turn = lambda array: np.ascontiguousarray(array[tuple(slice(None, None, sign) for sign in signs)].transpose(order))
+    first = volume.to_patient([0 if sign > 0 else n - 1 for n, sign in zip(volume.shape, signs, strict=True)])
+
+    def turn(array):
+        return np.ascontiguousarray(array[tuple(slice(None, None, sign) for sign in signs)].transpose(order))
+
     turned = Volume(turn(volume.hu), [volume.spacing[i] for i in order], first, (volume.direction * signs)[:, order])
     return turned, turn(mask)
 
@@ -151,17 +156,19 @@ def read(path):
     return Reader(Path(path).read_text(encoding='utf-8'))
 
 
+def decode(uri):
+    "The pixels of a picture in a data URI."
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition('base64,')[2]))))
+
+
 def pictures(page, alt):
     "Decoded pictures whose description contains `alt`, each with its layer of outlines (None if it has none)."
     images, found = page.all('img'), []
     for at, image in enumerate(images):
         if alt not in image['alt']:
             continue
-        decode = lambda attributes: np.asarray(
-            Image.open(io.BytesIO(base64.b64decode(attributes['src'].partition('base64,')[2])))
-        )
         marks = images[at + 1] if at + 1 < len(images) and images[at + 1].get('class') == 'marks' else None
-        found.append((decode(image), None if marks is None else decode(marks)))
+        found.append((decode(image['src']), None if marks is None else decode(marks['src'])))
     return found
 
 
@@ -188,20 +195,23 @@ def test_upright_is_what_simpleitk_calls_lps(order, signs):
         assert np.allclose(stood.spacing, theirs.GetSpacing()[::-1])
 
 
+def in_first_half(marks, axis):
+    return np.argwhere(marks[..., 3] > 0).mean(0)[axis] / marks.shape[axis] < 0.5
+
+
 @pytest.mark.parametrize('order, signs', ORIENTATIONS)
 def test_the_page_shows_the_patient_right_on_the_left_however_it_was_stored(order, signs, tmp_path):
     stored, mask = store(*body(), list(order), signs)
     annotation = annotate(stored, mask)
     page = read(write_page(tmp_path / 'p.html', annotation))
-    half = lambda layer, axis: np.argwhere(layer[..., 3] > 0).mean(0)[axis] / layer.shape[axis] < 0.5
     for alt, on_left in (
         ('whole slice', True),
         ('coronal', True),
         ('sagittal', True),
     ):  # right, right and front of the patient
         ((_, marks),) = pictures(page, alt)
-        assert half(marks, 1) == on_left
-        assert half(marks, 0)  # front in the slice, head in the others
+        assert in_first_half(marks, 1) == on_left
+        assert in_first_half(marks, 0)  # front in the slice, head in the others
     ((grey, _),) = pictures(page, 'whole slice')
     assert grey.shape[:2] == (512, 461)  # 80 x 72 mm, square pixels
     assert (
@@ -260,8 +270,8 @@ def test_the_picture_in_the_page_is_the_projection(tmp_path):
     low, high = SLAB_WINDOW
     expected = ((slab(volume, 1, middle).clip(low, high).astype(float) - low) / (high - low) * 255).astype(np.uint8)
     expected = np.asarray(Image.fromarray(expected).resize(grey.shape[1::-1], Image.Resampling.BICUBIC), float)
-    off = lambda other: np.abs(grey[..., 0].astype(float) - other).mean()
-    assert off(expected) < 2 < off(expected[:, ::-1])
+    shown = grey[..., 0].astype(float)
+    assert np.abs(shown - expected).mean() < 2 < np.abs(shown - expected[:, ::-1]).mean()
 
 
 def test_an_outline_goes_round_the_clot_and_not_over_it():
@@ -269,27 +279,17 @@ def test_an_outline_goes_round_the_clot_and_not_over_it():
     numbers[10:20, 12:30] = 3
     for side in (60, 500, 40):  # larger, much larger, smaller
         drawn = draw(np.zeros((50, 50), np.int16), numbers, (1.0, 1.0), [3], '', side)
-        marks = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn['marks'].partition('base64,')[2]))))
+        marks = decode(drawn['marks'])
         drawn = np.argwhere(marks[..., 3] > 0) / side * 50
         assert max(abs(drawn.min(0) - [10, 12]).max(), abs(drawn.max(0) - [20, 30]).max()) <= max(4 * 50 / side, 1)
         assert not marks[int(15 * side / 50), int(20 * side / 50), 3]
-        assert '#%02X%02X%02X' % tuple(marks[marks[..., 3] > 0][0, :3]) == COLOURS[2]
+        assert '#' + marks[marks[..., 3] > 0][0, :3].tobytes().hex().upper() == COLOURS[2]
 
 
 def test_the_smallest_clot_keeps_its_ring_where_pixels_are_lost():
     numbers = np.zeros((900, 900), np.uint16)
     numbers[400, 500] = 1
-    marks = np.asarray(
-        Image.open(
-            io.BytesIO(
-                base64.b64decode(
-                    draw(np.zeros((900, 900), np.int16), numbers, (1.0, 1.0), [1], '', 512)['marks'].partition(
-                        'base64,'
-                    )[2]
-                )
-            )
-        )
-    )
+    marks = decode(draw(np.zeros((900, 900), np.int16), numbers, (1.0, 1.0), [1], '', 512)['marks'])
     assert np.allclose(np.argwhere(marks[..., 3] > 0).mean(0) * 900 / 512, [400.5, 500.5], atol=1.5)
 
 
@@ -308,9 +308,9 @@ def test_labels_keep_their_distance():
         points = [tuple(p) for p in g.uniform([0, 0], [100, 85], (count, 2))]
         places = place_labels(points, 90)
         for right in (False, True):
-            ys = sorted(y for (x, y), point in zip(places, points) if (point[0] > 50) == right)
+            ys = sorted(y for (x, y), point in zip(places, points, strict=True) if (point[0] > 50) == right)
             assert all(0 < y < 90 for y in ys) and (np.diff(ys) > 6.4).all()
-        assert all((x > 50) == (point[0] > 50) for (x, _), point in zip(places, points))
+        assert all((x > 50) == (point[0] > 50) for (x, _), point in zip(places, points, strict=True))
 
 
 def test_colours_are_those_of_the_figures():
@@ -398,6 +398,17 @@ def test_why_there_is_no_estimate(tmp_path):
     )
 
 
+@pytest.mark.parametrize('low, high, is_unknown', [(0.0, 1.0, True), (0.0, 0.8, False), (0.2, 1.0, False)])
+def test_an_interval_from_0_to_1_is_no_figure(tmp_path, low, high, is_unknown):
+    trust = TRUST | {'estimated_dice_low': low, 'estimated_dice_high': high, 'bound': True}
+    annotation = annotate(*body(), trust)
+    text = write_page(tmp_path / 'p.html', annotation).read_text(encoding='utf-8')
+    assert ('<b>0.62</b>' in text) != is_unknown and ('>unknown</b>' in text) == is_unknown
+    assert ('Estimated Dice, at most' in text) != is_unknown
+    over = write_overview(tmp_path / 'o.html', [annotation.summary | {'link': 'p.html'}])
+    assert ('Dice unknown (0 to 1)' in over.read_text(encoding='utf-8')) == is_unknown
+
+
 def test_options_in_words():
     assert options_in_words(
         {'threshold': 0.4, 'flips': True, 'window': 256, 'overlap': 0.5, 'weights': 'ema', 'new_one': 3}
@@ -443,8 +454,7 @@ def test_text_stays_text(words, tmp_path):
     summary = hostile(annotation.summary, words) | {'link': words}
     annotation = dataclasses.replace(annotation, summary=summary, emboli=annotation.emboli.assign(side=words))
     page = read(write_page(tmp_path / 'p.html', annotation))
-    tags = lambda page: sorted(tag for tag, _ in page.elements)
-    assert tags(page) == tags(plain)
+    assert sorted(tag for tag, _ in page.elements) == sorted(tag for tag, _ in plain.elements)
     over = read(write_overview(tmp_path / 'o.html', [summary], [(1, words, words, words)]))
     for element, attributes in page.elements + over.elements:
         assert element != 'script' and not any(name.startswith('on') for name in attributes)
@@ -570,7 +580,7 @@ def test_a_batch_of_nothing_is_a_page(tmp_path):
     page = read(write_overview(tmp_path / 'index.html', [], []))
     assert '0 studies annotated' in page.text and page.text.count('Research only, not for diagnosis') == 2
     page = read(write_overview(tmp_path / 'index.html', [], [(1, 'a', 'b', 'c')] * 20))
-    assert [attributes for attributes in page.all('details')] == [{}]  # closed: many failures must not hide the rest
+    assert page.all('details') == [{}]  # closed: many failures must not hide the rest
 
 
 # --- in a browser ---
@@ -590,7 +600,7 @@ def browser():
 
 @pytest.mark.parametrize('width', [390, 1280])
 def test_in_a_browser(browser, width, tmp_path):
-    "No sideways scrolling, no request, no complaint, every picture decoded; the outlines can be switched off; it prints."
+    "It does not scroll sideways, request or complain; pictures are decoded, outlines switched off; it prints."
     volume, mask = body()
     mask[4:6, 26:30, 34:38] = True
     annotation = annotate(volume, mask)
@@ -604,22 +614,26 @@ def test_in_a_browser(browser, width, tmp_path):
     ]
     for path in pages:
         tab, asked, said = browser.new_page(viewport={'width': width, 'height': 900}), [], []
-        tab.on('request', lambda request: asked.append(request.url))
-        tab.on('console', lambda message: said.append(message.text))
-        tab.on('pageerror', lambda error: said.append(str(error)))
+        tab.on('request', lambda request, asked=asked: asked.append(request.url))
+        tab.on('console', lambda message, said=said: said.append(message.text))
+        tab.on('pageerror', lambda error, said=said: said.append(str(error)))
         tab.goto(path.as_uri())
         assert tab.evaluate('document.documentElement.scrollWidth') <= width, path.name
         assert all(url.startswith(('data:', path.as_uri())) for url in asked) and not said, (path.name, asked, said)
         assert tab.evaluate('[...document.images].every(image => image.complete && image.naturalWidth > 0)')
         if path.name == 'p.html':
-            shown = "[...document.querySelectorAll('.marks')].filter(mark => getComputedStyle(mark).display != 'none').length"
+            shown = (
+                "[...document.querySelectorAll('.marks')]"
+                ".filter(mark => getComputedStyle(mark).display != 'none').length"
+            )
             assert tab.evaluate(shown) > 4
             tab.uncheck('#marks')
             assert tab.evaluate(shown) == 0
             tab.check('#marks')
             assert tab.pdf()[:5] == b'%PDF-'
             view = tab.evaluate(
-                "(([a, b]) => [a.getBoundingClientRect(), b.getBoundingClientRect()].map(r => [r.x, r.y, r.width, r.height]))([...document.querySelectorAll('.overview .view:first-child > img')])"
+                "[...document.querySelectorAll('.overview .view:first-child > img')].slice(0, 2)"
+                '.map(image => image.getBoundingClientRect()).map(r => [r.x, r.y, r.width, r.height])'
             )
             assert (
                 np.allclose(*view, atol=0.6) and abs(view[0][2] / view[0][3] - 72 / 72) < 0.02

@@ -1,9 +1,11 @@
 """Rows 65 to 80 of the bad-input battery: what is written, what it betrays, and what could be smuggled in.
 
-One function per row; its number and its case are the test's id. Rows that another file treats at length are tried here once, briefly.
+One function per row; its number and its case are the test's id. Rows that another file treats at length are tried here
+once, briefly.
 """
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -39,8 +41,8 @@ from pe_advseg.models.networks import build_network
 from pe_advseg.phantom.patient_files import FUMPE_BLANKS
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.scans.seg_read import read_seg_mask
-from pe_advseg.scans.seg_write import RESEARCH, write_segmentation
-from pe_advseg.scans.segments import NO_FINDING
+from pe_advseg.scans.seg_write import write_segmentation
+from pe_advseg.scans.segments import NO_FINDING, RESEARCH
 from pe_advseg.scans.series import read_series
 from pe_advseg.scans.write_series import write_series
 from pe_advseg.training.checkpoint import load_checkpoint, save_checkpoint
@@ -184,9 +186,10 @@ def empty(place, monkeypatch):
 @row(67, 'SEG with a mask of wrong shape, count or value')
 def wrong_mask(place, monkeypatch):
     volume, mask = series(place / 'scan')
-    write = lambda mask, volume=volume, **options: write_segmentation(
-        place / 'seg.dcm', mask, volume, place / 'scan', **options
-    )
+
+    def write(mask, volume=volume, **options):
+        return write_segmentation(place / 'seg.dcm', mask, volume, place / 'scan', **options)
+
     for bad in (mask[:-1], mask[:, :-1], mask[..., None], np.concatenate([mask, mask[:1]])):
         refused(r'its scan is \(8, 20, 24\)', write, bad)
     for bad in (mask * 0.5, mask.astype(float), np.where(mask, np.nan, 0), mask.astype(object)):
@@ -200,13 +203,13 @@ def wrong_mask(place, monkeypatch):
     )  # a slice twice
     refused('one DICOM file per slice', write, mask, dataclasses.replace(volume, sources=()))
     refused('does not lie where', write, mask, dataclasses.replace(volume, sources=volume.sources[::-1]))
+    files = [source.file for source in volume.sources[::-1]]
+    files_exchanged = [dataclasses.replace(s, file=file) for s, file in zip(volume.sources, files, strict=True)]
     refused(
         'is not the slice',
         write,
         mask,
-        dataclasses.replace(
-            volume, sources=[dataclasses.replace(s, file=t.file) for s, t in zip(volume.sources, volume.sources[::-1])]
-        ),
+        dataclasses.replace(volume, sources=files_exchanged),
     )
     refused('does not lie where', write, mask, dataclasses.replace(volume, spacing=(2.0, 0.7, 0.8)))
     assert not (place / 'seg.dcm').exists()
@@ -219,9 +222,17 @@ def wrong_mask(place, monkeypatch):
     assert (back == numbers).all()
 
 
+def in_order(points):
+    "Points in an order that does not depend on that of the file."
+    return points[np.lexsort(np.round(points, 2).T)]
+
+
 @row(68, 'SEG round trip in any orientation and order')
 def round_trip(place, monkeypatch):
-    flip = lambda row, column: AXIAL * [1, column, row]
+
+    def flip(row, column):
+        return AXIAL * [1, column, row]
+
     turned = Rotation.from_rotvec(np.radians(15) * np.array([0.6, 0.64, 0.48])).as_matrix()
     directions = {
         'plain': AXIAL,
@@ -242,8 +253,7 @@ def round_trip(place, monkeypatch):
             points = np.argwhere(theirs.array) @ theirs.affine[:3, :3].T + theirs.affine[:3, 3]
             ours = volume.to_patient(np.argwhere(mask))
             assert len(points) == len(ours)
-            rank = lambda p: p[np.lexsort(np.round(p, 2).T)]
-            np.testing.assert_allclose(rank(points), rank(ours), atol=1e-3)
+            np.testing.assert_allclose(in_order(points), in_order(ours), atol=1e-3)
 
 
 # ---- who the patient is
@@ -456,7 +466,7 @@ class Smuggled:
 def pickles(place, monkeypatch):
     proof, run = place / 'executed', place / 'run'
     run.mkdir()
-    for name, content in (('torch', None), ('pickle', pickle.dumps(Smuggled(proof)))):
+    for content in (None, pickle.dumps(Smuggled(proof))):  # None: what torch.save writes
         path = run / 'checkpoint-0000001.safetensors'
         if content is None:
             torch.save({'x': Smuggled(proof)}, path)
@@ -465,7 +475,7 @@ def pickles(place, monkeypatch):
         (run / 'last.json').write_text(
             json.dumps([dict(file=path.name, step=1, sha256=hashlib.sha256(path.read_bytes()).hexdigest())])
         )  # whoever writes it can write its checksum
-        with pytest.raises(Exception):
+        with pytest.raises(Exception):  # noqa: B017  any refusal will do; what matters is that nothing was executed
             load_checkpoint(run)
     study = find_studies(hospital(place / 'hospital', 1))[0]
     cached = cache_study(study, place / 'cache')
@@ -473,10 +483,8 @@ def pickles(place, monkeypatch):
     del cached
     for array in at.glob('*.npy'):
         np.save(array, np.array([Smuggled(proof)], dtype=object), allow_pickle=True)
-    try:
+    with contextlib.suppress(ValueError):  # refused is right, too
         assert (np.asarray(cache_study(study, place / 'cache').hu) == right).all()
-    except ValueError:
-        pass  # refused is right, too
     assert not proof.exists()
     pickle.loads(pickle.dumps(Smuggled(proof)))
     assert proof.exists()  # it would have worked
@@ -502,11 +510,14 @@ def other_architecture(place, monkeypatch):
 @row(75, 'a damaged or stale cache is made anew')
 def cache_faults(place, monkeypatch):
     study = find_studies(hospital(place / 'hospital', 1))[0]
-    fresh = lambda: cache_study(study, place / 'cache')
-    home, right = fresh().folder, np.array(fresh().hu)
+
+    def fresh():
+        return cache_study(study, place / 'cache')
+
+    folder, right = fresh().folder, np.array(fresh().hu)
     damages = [
         lambda path=path, how=how: how(path)
-        for path in sorted(home.iterdir())
+        for path in sorted(folder.iterdir())
         if path.is_file()
         for how in (
             lambda p: os.truncate(p, p.stat().st_size // 2),
@@ -521,7 +532,7 @@ def cache_faults(place, monkeypatch):
         assert (
             (np.asarray(again.hu) == right).all() and again.mask is not None and again.native_mask.shape == right.shape
         )
-    assert cache_study(study, place / 'cache', 6.0).folder != home  # another pixel size is another cache
+    assert cache_study(study, place / 'cache', 6.0).folder != folder  # another pixel size is another cache
     file = sorted(study.scan.glob('*.dcm'))[2]
     content, seen = bytearray(file.read_bytes()), file.stat()
     content[-1] ^= 1
@@ -545,14 +556,14 @@ def two_runs(place, monkeypatch):
         build_cache(find_studies(hospital(place / 'hospital')), place / 'cache', 6.0, progress=False).values()
     )
     config = TrainConfig(steps=1, network_options={'upsampling': 'bilinear'}, batch=2, patch=32)
-    home = place / 'runs' / config.name
-    home.mkdir(parents=True)
-    other = subprocess.Popen([sys.executable, '-c', HOLD, str(home / 'lock')], stdout=subprocess.PIPE, text=True)
+    run_folder = place / 'runs' / config.name
+    run_folder.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, '-c', HOLD, str(run_folder / 'lock')], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline().strip() == 'held'
         with pytest.raises(filelock.Timeout):
             train(config, cached, [], place / 'runs', progress=False)
-        assert not is_finished(home)
+        assert not is_finished(run_folder)
     finally:
         other.send_signal(signal.SIGKILL)
         other.wait()

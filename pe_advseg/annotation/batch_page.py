@@ -8,8 +8,8 @@ __all__ = ['write_overview']
 # %% ../../nbs/annotation/07_batch_page.ipynb #8106b4eb
 from pathlib import Path
 
-from .page import RESEARCH
 from .templates import write_template
+from ..scans.segments import RESEARCH
 
 # %% ../../nbs/annotation/07_batch_page.ipynb #89ccc564
 def write_overview(

@@ -40,9 +40,9 @@ def queue(
     seed: int = 0,
 ):
     "Say which annotated scan to look at **next**; what has been corrected is left out."
-    from pe_advseg.cli.corrections import queue as rank_queue
+
     from pe_advseg.evaluation.inference import load_predictors
-    from pe_advseg.review.worklist import worklist_table
+    from pe_advseg.review.worklist import make_worklist, worklist_table
     from pe_advseg.training.run_folder import find_run
 
     options = given(store=_open_store(store))
@@ -50,7 +50,7 @@ def queue(
         if not scans:
             raise ValueError('diversity has to see the scans: give their folder with --scans')
         options |= dict(scans=scans, predictor=load_predictors([find_run(run)])[0])
-    listed = rank_queue(annotations, by, count=count, seed=seed, **options)
+    listed = make_worklist(annotations, by, count=count, seed=seed, **options)
     typer.echo(worklist_table(listed))
     if passed := listed.attrs['passed_over']:
         typer.echo(f'passed over, damaged: {", ".join(passed)}', err=True)
