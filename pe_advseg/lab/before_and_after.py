@@ -38,7 +38,7 @@ def before_and_after(scores: pd.DataFrame) -> Figure:  # as of `score_run`; `met
     axis.set(xlim=(-0.3, 1.3), xticks=[0, 1], xticklabels=names, ylim=(0, 1), ylabel='Dice')
     gain = paired_bootstrap(dice.after, dice.before)
     axis.set_title(f'{len(dice)} kept patients with embolism: {_gain_text(gain)}')
-    figure.suptitle('Dice before and after corrections', fontsize=11, fontweight='bold')
+    figure.suptitle('Dice before and after corrections', x=0.01, ha='left', fontsize=11, fontweight='bold')
     plt.close(figure)
     return figure
 

@@ -41,6 +41,7 @@ def _draw_formats(axis: Axes, formats: pd.DataFrame) -> None:
         axis.plot([row[name] for name in _COSTS], range(len(_COSTS)), 'o', markersize=8, label=row['format'])
     axis.set(title='Cache formats', xlabel='cost, npy is 1\n(axis reversed: less is better)')
     axis.set(xscale='log', yticks=range(len(_COSTS)), yticklabels=_COSTS.values())
+    axis.margins(0.12)
     axis.invert_xaxis()
     axis.invert_yaxis()
     axis.legend()
@@ -58,6 +59,7 @@ def _draw_memory(axis: Axes, memory: pd.DataFrame) -> None:
     axis.axvline(ASKED_MEMORY, **_ASKED_LINE)
     axis.set(title='Building a cache', xlabel='peak memory, in studies\n(axis reversed: less is better)')
     axis.set(xlim=(max(2.2, 1.1 * memory.peak_studies.max()), 0))
+    axis.margins(y=0.12)
     axis.invert_yaxis()
 
 # %% ../../nbs/lab/33_speed_figure.ipynb #4f7fa54e
