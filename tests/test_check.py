@@ -16,20 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pe_advseg.data.study_report import NOTED, REFUSED, USABLE, StudyReport, hu_counts, thumbnail
 from PIL import Image
 
 import pe_advseg.data.integrity as check_module
 from pe_advseg.core.volume import Volume
-from pe_advseg.data.integrity import (
-    NOTED,
-    REFUSED,
-    USABLE,
-    StudyReport,
-    check_folder,
-    hu_counts,
-    same_pixels,
-    thumbnail,
-)
+from pe_advseg.data import study_report
+from pe_advseg.data.integrity import check_folder, same_pixels
 from pe_advseg.data.integrity_report import count_status, in_order, report_json, report_table, write_report
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.studies import Study
@@ -144,7 +137,7 @@ def test_options_reach_the_reader(tmp_path):
 
 def test_histogram_against_numpy():
     hu = np.random.default_rng(1).integers(-3000, 3000, (4, 30, 31)).astype(np.int16)
-    edges = check_module.HU_EDGES
+    edges = study_report.HU_EDGES
     assert (hu_counts(hu) == np.histogram(hu.clip(edges[0], edges[-1] - 1), edges)[0]).all()
 
 
@@ -196,7 +189,7 @@ def test_a_study_that_kills_its_process_is_refused_and_the_rest_goes_on(hospital
     assert [report.number for report in reports] == [1, 2, 3, 4]
     assert [report.number - 1 for report in reports if report.status == REFUSED] == deadly
     assert all('ended the process' in reports[number].cause and reports[number].remedy for number in deadly)
-    assert all(reports[number].pixels == expected[number] for number in range(4) if number not in deadly)
+    assert all(reports[number].pixel_digest == expected[number] for number in range(4) if number not in deadly)
 
 
 # ---- memory
