@@ -36,6 +36,8 @@ default_role = 'code'
 
 def escaped(text: str) -> str:
     "Keep signs of a docstring from being read as markup; what stands in backticks stays as it is."
+    if text.count('`') % 2:  # a code span that goes on in the next line
+        text = text.replace('`', '')
     parts = re.split(r'(`[^`]*`)', text)
     return ''.join(part if part.startswith('`') else re.sub(r'([\\*|_])', r'\\\1', part) for part in parts)
 
@@ -59,5 +61,12 @@ def add_parameter_comments(app, what, name, obj, options, lines):
     lines.append('')
 
 
+def skip_what_is_not_ours(app, what, name, obj, skip, options):
+    "Leave out what a module only gives a name to, such as a class of pydicom."
+    module = getattr(obj, '__module__', None) or 'pe_advseg'
+    return True if not module.startswith('pe_advseg') else None
+
+
 def setup(app):
+    app.connect('autodoc-skip-member', skip_what_is_not_ours)
     app.connect('autodoc-process-docstring', add_parameter_comments)

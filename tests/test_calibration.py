@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pe_advseg.data.contrast_level import contrast_level
 from scipy import stats
 
 from pe_advseg.core.errors import InputError, TrainingError
 from pe_advseg.core.probability import STEP, to_bytes
 from pe_advseg.core.volume import Volume
+from pe_advseg.data.contrast_level import contrast_level
 from pe_advseg.evaluation.assessment import assess, unlike_training
 from pe_advseg.evaluation.calibration import calibrate, read_calibration
 from pe_advseg.evaluation.dice_estimate import LEVEL, estimate, fit_dice

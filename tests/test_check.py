@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pe_advseg.data.study_report import NOTED, REFUSED, USABLE, StudyReport, hu_counts, thumbnail
 from PIL import Image
 
 import pe_advseg.data.integrity as check_module
@@ -26,6 +25,7 @@ from pe_advseg.data.integrity import check_folder, same_pixels
 from pe_advseg.data.integrity_report import count_status, in_order, report_json, report_table, write_report
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.studies import Study
+from pe_advseg.data.study_report import NOTED, REFUSED, USABLE, StudyReport, hu_counts, thumbnail
 from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.scans.write_series import write_series
 

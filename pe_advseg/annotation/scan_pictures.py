@@ -10,8 +10,9 @@ import base64
 import io
 
 import numpy as np
-from ..data.study_report import WINDOW
 from scipy.ndimage import binary_dilation
+
+from ..data.study_report import WINDOW
 
 # %% ../../nbs/annotation/02_scan_pictures.ipynb #8c1f2817
 COLOURS = ('#E69F00', '#56B4E9', '#F0E442', '#CC79A7', '#D55E00')

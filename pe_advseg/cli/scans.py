@@ -59,11 +59,11 @@ def check(
     assume_hu: AssumeOption = False,
 ):
     "Read every scan and mask; say what is usable and why the rest is **not**. The exit code is 1 if one is refused."
-    from pe_advseg.data.study_report import REFUSED
     from rich.console import Console
 
     from pe_advseg.data.integrity import check_folder
     from pe_advseg.data.integrity_report import report_json, report_path, report_table, write_report
+    from pe_advseg.data.study_report import REFUSED
 
     options = {name: True for name, chosen in (('resample', resample), ('assume_hu', assume_hu)) if chosen}
     reports = check_folder(folder, workers, **options)

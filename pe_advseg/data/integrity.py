@@ -12,15 +12,15 @@ from inspect import signature
 from pathlib import Path
 from time import perf_counter
 
-from .public_notes import public_notes, public_text
-from .study_report import NOTED, REFUSED, USABLE, StudyReport, pixel_fields
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError, MaskError
 from ..core.processes import each_in_processes
 from .layouts import find_studies
+from .public_notes import public_notes, public_text
 from .read_study import read_study
 from .studies import Study
+from .study_report import NOTED, REFUSED, USABLE, StudyReport, pixel_fields
 from ..scans.volume_files import read_volume
 
 # %% ../../nbs/data/29_integrity.ipynb #3e746e60

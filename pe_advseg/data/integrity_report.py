@@ -16,12 +16,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from .public_notes import printable_text
-from .study_report import HU_EDGES, NOTED, REFUSED, USABLE, StudyReport
 
 from .. import __version__
 from ..core.paths import runs_dir, whole_file
 from .integrity import same_pixels
+from .public_notes import printable_text
+from .study_report import HU_EDGES, NOTED, REFUSED, USABLE, StudyReport
 
 # %% ../../nbs/data/30_integrity_report.ipynb #53411f40
 ORDER = (REFUSED, NOTED, USABLE)

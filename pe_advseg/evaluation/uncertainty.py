@@ -7,10 +7,10 @@ __all__ = ['SCAN_PROPERTIES', 'UNCERTAINTIES', 'scan_properties', 'outline_uncer
 
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #b1778fe0
 import numpy as np
-from ..data.contrast_level import contrast_level
 
 from ..core.probability import STEP, entropy_bits
 from ..core.volume import Volume
+from ..data.contrast_level import contrast_level
 from ..data.scan_statistics import noise_level
 
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #fbfb2063
