@@ -16,7 +16,7 @@ from .uncertainty import SCAN_PROPERTIES
 def _short(name: str, number: float) -> str:
     return f'{number:.3g}' if name.endswith('mm') else f'{number:.0f}'
 
-
+# %% ../../nbs/evaluation/13_assessment.ipynb #d8e3c4a0
 def _warning(name: str, value: float | None, low: float, high: float, margin: float) -> str | None:
     "Return how one property of a scan differs from the range of the training scans; None if it does not."
     words, ends = SCAN_PROPERTIES[name], [_short(name, low), _short(name, high)]
@@ -27,7 +27,7 @@ def _warning(name: str, value: float | None, low: float, high: float, margin: fl
         return None
     return f'{words.format(_short(name, value))}; {had}'
 
-
+# %% ../../nbs/evaluation/13_assessment.ipynb #51006e48
 def unlike_training(calibration: dict, properties: dict, margin: float = 0.1) -> list[str]:
     "Return in words what of a scan lies outside the range of the training scans by more than a share of its bounds."
     ranges = {name: calibration['training']['ranges'][name] for name in SCAN_PROPERTIES}
@@ -51,7 +51,7 @@ def _why_not(calibrations: list, uncertainties: dict, threshold: float) -> str |
         return f'none: calibrated at a threshold of {calibration["threshold"]:g}, used with {threshold:g}'
     return None if calibration['fit'] else f'none: only {calibration["patients"]} held-out patients with embolism'
 
-
+# %% ../../nbs/evaluation/13_assessment.ipynb #e8500c08
 def _confidence_correlation(calibrations: list) -> float | None:
     "Return how the discriminator's confidence went with the Dice of held-out patients (Spearman)."
     if len(calibrations) != 1 or not calibrations[0]:
@@ -80,7 +80,7 @@ def _in_words(calibration: dict, beyond: bool, unlike: bool) -> str:
         text += '; this scan is unlike the training scans, so the Dice may be anything below'
     return text
 
-
+# %% ../../nbs/evaluation/13_assessment.ipynb #cd3e8c34
 def _estimated(calibration: dict, uncertainties: dict, unlike: bool) -> dict:
     "Return the estimated Dice, its interval, whether it is a bound only, and what it rests on."
     fit, half = calibration['fit'], calibration['half_width']

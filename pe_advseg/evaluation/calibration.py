@@ -48,7 +48,7 @@ def _check_held_out(run: Path, held_out: list[CachedStudy]) -> None:
     if any(study.mask is None for study in held_out):
         raise TrainingError('patients to calibrate with need masks')
 
-
+# %% ../../nbs/evaluation/12_calibration.ipynb #0a1790cb
 def _range(values: list) -> list | None:
     "Return [lowest, median, highest] of what is known."
     known = [value for value in values if value is not None]
@@ -88,7 +88,7 @@ def _is_calibration(found) -> bool:
     parts = ('training', 'fit', 'threshold', 'half_width', 'held_out')
     return all(name in found for name in parts) and set(found['training']['ranges']) == set(SCAN_PROPERTIES)
 
-
+# %% ../../nbs/evaluation/12_calibration.ipynb #669c6167
 def read_calibration(run: Path | str) -> dict | None:
     "Return what `calibrate` wrote into the run's folder; None if it never did. Raises InputError if it is damaged."
     path = Path(run) / 'trust.json'

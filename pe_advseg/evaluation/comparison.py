@@ -25,7 +25,7 @@ def _add_gap_closed(table: pd.DataFrame, metric: str, reference: str) -> None:
     if 'oracle' in mean and mean['oracle'] > mean[reference]:
         table['gap_closed'] = (table[metric] - mean[reference]) / (mean['oracle'] - mean[reference])
 
-
+# %% ../../nbs/evaluation/07_comparison.ipynb #1a94a229
 def comparison_table(
     scores: pd.DataFrame,  # as of `score_run`, of several methods, seeds and sites
     reference: str = 'supervised',
@@ -52,7 +52,7 @@ def _scored_slices(study: CachedStudy, count: int) -> list[int]:
     chosen = np.linspace(0, len(study.positive) - 1, min(count, len(study.positive))).astype(int)
     return [study.positive[i] for i in chosen]
 
-
+# %% ../../nbs/evaluation/07_comparison.ipynb #b6d5154c
 def _slice_entropy(p: torch.Tensor) -> torch.Tensor:
     """Return the entropy of probabilities in nats.
 

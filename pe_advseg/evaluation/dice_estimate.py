@@ -18,7 +18,7 @@ CANDIDATES = ((), ('expected_dice',), ('expected_dice', 'mean_confidence'), ('ex
 FEWEST = 5  # patients of a calibration
 LEVEL = 0.9  # share of patients that the interval is to hold
 
-
+# %% ../../nbs/evaluation/11_dice_estimate.ipynb #6cfb8db6
 def _fit(table: pd.DataFrame, names: tuple) -> dict:
     "Return intercept, slopes (least squares with the signs of `SIGNS`), and the range in which each number was seen."
     dice = table.dice.to_numpy(float)
@@ -34,7 +34,7 @@ def _fit(table: pd.DataFrame, names: tuple) -> dict:
         seen={name: [float(table[name].min()), float(table[name].max())] for name in names},
     )
 
-
+# %% ../../nbs/evaluation/11_dice_estimate.ipynb #fa24736c
 def estimate(fit: dict, uncertainties: dict) -> float:
     "Return the Dice that a fit expects, 0 to 1; beyond the range of the held-out patients the line goes on level."
     terms = []
@@ -52,12 +52,12 @@ def _left_out(table: pd.DataFrame, fit) -> np.ndarray:
         guesses.append(estimate(without_it, table.loc[index]))
     return np.array(guesses)
 
-
+# %% ../../nbs/evaluation/11_dice_estimate.ipynb #c5f2b891
 def _left_out_errors(table: pd.DataFrame, fit) -> np.ndarray:
     "Return how far the estimate of every patient is from the real Dice."
     return np.abs(_left_out(table, fit) - table.dice.to_numpy())
 
-
+# %% ../../nbs/evaluation/11_dice_estimate.ipynb #8fcab30c
 def _best_fit(table: pd.DataFrame) -> dict:
     "Return the simplest candidate whose left-out error is within one standard error of the smallest (Breiman's rule)."
     usable = [names for names in CANDIDATES if table[list(names)].notna().all(axis=None)]
@@ -79,7 +79,7 @@ def _counts(counted: list[dict], rows: list[dict]) -> dict:
         false_alarms=sum(row['predicted_ml'] > 0 for row in healthy),
     )
 
-
+# %% ../../nbs/evaluation/11_dice_estimate.ipynb #8e92118a
 def _half_width(misses: np.ndarray) -> float:
     "Return half the width of the conformal interval from the sorted errors; 1 where they are too few."
     rank = int(np.ceil((len(misses) + 1) * LEVEL))

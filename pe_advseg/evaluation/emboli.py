@@ -20,7 +20,7 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     found = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     return tuple(slice(places[0], places[-1] + 1) for places in found) if len(found[0]) else None
 
-
+# %% ../../nbs/evaluation/08_emboli.ipynb #2b7c101f
 def number_emboli(
     mask: np.ndarray,  # bool (z, y, x)
     voxel_mm3: float,
@@ -55,7 +55,7 @@ def _outermost(points: np.ndarray) -> np.ndarray:
     except QhullError:
         return points[[flat[:, 0].argmin(), flat[:, 0].argmax()]]
 
-
+# %% ../../nbs/evaluation/08_emboli.ipynb #56edf3b4
 def longest_mm(
     points: np.ndarray,  # (n, 3) mm
     edges=((0, 0, 0),) * 3,  # of the box around every point: (3, 3) mm, a row per edge

@@ -31,7 +31,7 @@ def predict_study(network: torch.nn.Module, study: CachedStudy, config: TrainCon
     "Return the probability of clot, float32 (z, y, x) on the cached pixels. Raises ValueError for NaN."
     return predict_slices(network, study.hu, config)[0]
 
-
+# %% ../../nbs/evaluation/06_evaluate.ipynb #4e1ceb42
 def to_native(probability: np.ndarray, study: CachedStudy) -> np.ndarray:
     "Return the probability on the scan's own pixels."
     return to_pixels(probability, study.native_shape[1:])
@@ -73,13 +73,13 @@ def adapt_batchnorm(
 # %% ../../nbs/evaluation/06_evaluate.ipynb #cc1186f4
 SCORING_VERSION = 1
 
-
+# %% ../../nbs/evaluation/06_evaluate.ipynb #9ff53c44
 def scores_key(studies: list[CachedStudy], adapt_to: list[CachedStudy] | None = None) -> str:
     "Return a digest of the version of scoring, and of the scans and masks that are scored and adapted to."
     parts = [sorted((study.pixel_digest, study.mask_digest) for study in part) for part in (studies, adapt_to or [])]
     return hashlib.sha256(repr([SCORING_VERSION, *parts]).encode()).hexdigest()[:10]
 
-
+# %% ../../nbs/evaluation/06_evaluate.ipynb #a4d0b485
 def _check_scorable(run: Path, config: TrainConfig, studies: list[CachedStudy]) -> None:
     "Raise TrainingError if the run is not finished, or has learnt from the mask of a study."
     _, step = load_checkpoint(run) or (None, 0)

@@ -28,7 +28,7 @@ def _middle_of_two(x: np.ndarray) -> float | None:
         middle = new
     return float(middle) if left.mean() - right.mean() > 40 else None
 
-
+# %% ../../nbs/evaluation/09_findings.ipynb #2547c3bb
 def midline_x(volume: Volume) -> float | None:
     "Return LPS x (mm) of the middle between the two lungs; None where they are not both seen."
     coarse = volume.hu[::4, ::4, ::4]
@@ -82,7 +82,7 @@ def _place(index: np.ndarray, volume: Volume, middle: float | None) -> dict:
         main_slice=int(np.bincount(slices).argmax()),
     )
 
-
+# %% ../../nbs/evaluation/09_findings.ipynb #df3f3b01
 def _sureness(probability: np.ndarray, confidence: np.ndarray | None) -> dict:
     "Return means over the voxels (n,) of an embolus, given as bytes in units of `STEP`."
     p = probability * np.float32(STEP)

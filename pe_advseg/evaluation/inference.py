@@ -47,7 +47,7 @@ def weights_digest(network: torch.nn.Module) -> str:
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
-
+# %% ../../nbs/evaluation/05_inference.ipynb #03c3bd99
 def pixel_size(run: Path | str) -> float | None:
     "Return the in-plane mm of the pixels a run learnt with; None if they differed by 5 % or more (scans as they are)."
     sizes = learned_from(run)['pixel_mm']
@@ -91,7 +91,7 @@ def _reversed_axes(volume: Volume) -> list[int]:
     "Return the in-plane axes that run the unusual way round."
     return [axis for axis, cosine in ((1, volume.direction[1, 1]), (2, volume.direction[0, 2])) if cosine < 0]
 
-
+# %% ../../nbs/evaluation/05_inference.ipynb #b508086b
 def _mean_on_pixels(arrays: list[np.ndarray], part: slice, shape_yx: tuple) -> np.ndarray:
     "Return the mean of some slices of several maps on the scan's pixels."
     return sum(to_pixels(array[part], shape_yx) for array in arrays) / len(arrays)

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-
+# %% ../../nbs/evaluation/02_intervals.ipynb #89c84421
 def by_patient(values: Series) -> Series:  # index: patient, or a MultiIndex with a level `patient`
     "Return one value per patient: the mean over seeds, NaN left out."
     level = 'patient' if 'patient' in values.index.names else 0

@@ -19,14 +19,14 @@ def _ratio(part: float, whole: float) -> float:
     "Return part / whole; NaN for nothing of nothing."
     return part / whole if whole else np.nan
 
-
+# %% ../../nbs/evaluation/01_metrics.ipynb #c6945537
 def _covered(parts_of: np.ndarray, by: np.ndarray) -> np.ndarray:
     "Return for every connected part of one mask the share of its voxels inside the other."
     labels, count = label_lesions(parts_of)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     return np.bincount(labels[by], minlength=count + 1)[1:] / np.maximum(sizes, 1)
 
-
+# %% ../../nbs/evaluation/01_metrics.ipynb #38724cdb
 def lesion_scores(
     prediction: np.ndarray,  # bool (z, y, x)
     mask: np.ndarray,  # bool (z, y, x)

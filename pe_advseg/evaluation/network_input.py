@@ -38,7 +38,7 @@ def body_box(hu: np.ndarray, margin: int = 16) -> tuple[slice, slice]:
         dense[:] = True
     return _around(dense.any(1), margin), _around(dense.any(0), margin)
 
-
+# %% ../../nbs/evaluation/03_network_input.ipynb #dcf73e99
 def _around(dense: np.ndarray, margin: int) -> slice:
     "Return the range of one axis from its first dense line to its last, with a margin."
     lines = np.flatnonzero(dense)
@@ -55,7 +55,7 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     count = int(np.ceil(last / step)) + 1
     return [int(start) for start in np.rint(np.linspace(0, last, count))]
 
-
+# %% ../../nbs/evaluation/03_network_input.ipynb #990cce79
 def _windows(height: int, width: int, window: int, overlap: float) -> list[tuple[slice, slice]]:
     "Return rows and columns of every window of an image."
     rows = [slice(top, min(top + window, height)) for top in window_starts(height, window, overlap)]

@@ -14,7 +14,7 @@ from pandas import DataFrame
 # %% ../../nbs/evaluation/00_released_metrics.ipynb #5714972c
 RELEASED_IOU_THRESHOLD, RELEASED_SENSITIVITY_THRESHOLD, SMOOTH = 0.8, 0.1, 1e-5
 
-
+# %% ../../nbs/evaluation/00_released_metrics.ipynb #b864be36
 def _probability_and_mask(probability: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return both as (z, y, x), the mask as bool. Raises ValueError for shapes that differ, logits and NaN."
     probability, mask = np.asarray(probability), np.asarray(mask)
@@ -25,7 +25,7 @@ def _probability_and_mask(probability: np.ndarray, mask: np.ndarray) -> tuple[np
         raise ValueError('probabilities must lie between 0 and 1: these hold NaN, or logits before the sigmoid')
     return probability, mask > 0
 
-
+# %% ../../nbs/evaluation/00_released_metrics.ipynb #81c7673f
 def _released_slice(probability: np.ndarray, mask: np.ndarray) -> dict:
     "Return the three scores of one slice."
     above = probability > RELEASED_IOU_THRESHOLD
@@ -63,7 +63,7 @@ def _mean_scores(predicted: np.ndarray, true: np.ndarray, hit: np.ndarray) -> di
         'sensitivity': np.mean(hit / true),
     }
 
-
+# %% ../../nbs/evaluation/00_released_metrics.ipynb #d8cf48b8
 def threshold_curve(
     probability: np.ndarray,  # (z, y, x), 0 to 1
     mask: np.ndarray,  # (z, y, x)

@@ -48,12 +48,14 @@ def _voxel_counts(probabilities, masks) -> np.ndarray:  # (2, 251): all voxels, 
     for probability, mask in zip(probabilities, masks, strict=True):
         if probability.shape != mask.shape:
             raise ValueError(f'probability {probability.shape} and mask {mask.shape} differ in shape')
-        for z in range(0, len(probability), 16):  # counting makes numbers of 8 bytes
-            part, clot = probability[z : z + 16], np.asarray(mask[z : z + 16]) > 0
-            counts += [np.bincount(array, minlength=251) for array in (part.ravel(), part[clot])]
+        for z in range(0, len(probability), 16):  # a few slices at a time: counting makes numbers of 8 bytes
+            part = probability[z : z + 16]
+            clot = np.asarray(mask[z : z + 16]) > 0
+            counts[0] += np.bincount(part.ravel(), minlength=251)
+            counts[1] += np.bincount(part[clot], minlength=251)
     return counts
 
-
+# %% ../../nbs/evaluation/14_reliability.ipynb #c39cf586
 def reliability_table(
     probabilities,  # uint8 arrays in units of `STEP`, of any shapes
     masks,  # of the same shapes
@@ -62,19 +64,20 @@ def reliability_table(
     "Return a row per bin of probability: how many voxels, what is predicted on average, and what share is clot."
     voxels, clot = _voxel_counts(probabilities, masks)[:, 1:]
     byte = np.arange(1, 251)
-    each = pd.DataFrame(dict(bin=(byte - 1) * bins // 250, voxels=voxels, said=voxels * byte * STEP, clot=clot))
-    table = each.groupby('bin').sum()
-    return pd.DataFrame(
-        dict(
-            low=table.index / bins,
-            high=(table.index + 1) / bins,
-            voxels=table.voxels,
-            mean_probability=table.said / table.voxels,
-            observed=table.clot / table.voxels,
-        )
-    ).reset_index(drop=True)
+    bin_of_byte = (byte - 1) * bins // 250
+    by_byte = pd.DataFrame(dict(bin=bin_of_byte, voxels=voxels, predicted=voxels * byte * STEP, clot=clot))
+    table = by_byte.groupby('bin').sum()
+    columns = dict(
+        low=table.index / bins,
+        high=(table.index + 1) / bins,
+        voxels=table.voxels,
+        mean_probability=table.predicted / table.voxels,
+        observed=table.clot / table.voxels,
+    )
+    return pd.DataFrame(columns).reset_index(drop=True)
 
-
+# %% ../../nbs/evaluation/14_reliability.ipynb #b1730e8f
 def calibration_error(table: pd.DataFrame) -> float:
     "Return the expected calibration error (ECE) of a `reliability_table`: mean |predicted - observed| by voxels."
-    return float(((table.mean_probability - table.observed).abs() * table.voxels).sum() / table.voxels.sum())
+    difference = (table.mean_probability - table.observed).abs()
+    return float((difference * table.voxels).sum() / table.voxels.sum())

@@ -21,7 +21,7 @@ SCAN_PROPERTIES = {
     'contrast_hu': 'contrast of about {} HU',
 }
 
-
+# %% ../../nbs/evaluation/10_uncertainty.ipynb #1fc89dd6
 def scan_properties(volume: Volume) -> dict:
     "Return distance of slices and pixels (mm), noise and brightness of the blood (HU); None for what is unknown."
     measured = dict(
@@ -36,7 +36,7 @@ def scan_properties(volume: Volume) -> dict:
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #f8c7ec12
 UNCERTAINTIES = ('mean_probability', 'mean_entropy', 'mean_confidence', 'expected_dice')
 
-
+# %% ../../nbs/evaluation/10_uncertainty.ipynb #cc530a93
 def outline_uncertainty(
     mask: np.ndarray,  # bool (z, y, x): what was found
     probability: np.ndarray,  # uint8 (z, y, x) in units of `STEP`
@@ -65,7 +65,7 @@ def _doubtful_bytes(counts: np.ndarray, entropy_of_byte: np.ndarray, voxels: int
     last = entropy_of_byte[order[min(np.searchsorted(filled, voxels), 250)]]
     return (entropy_of_byte >= last) & (entropy_of_byte > 0)
 
-
+# %% ../../nbs/evaluation/10_uncertainty.ipynb #29bf40c7
 def doubt(
     probability: np.ndarray,  # uint8 (z, y, x) in units of `STEP`
     confidence: np.ndarray | None,  # the same, or None without a discriminator

@@ -50,7 +50,7 @@ def _entries(folder: Path) -> list[dict]:
     path = Path(folder) / 'last.json'
     return json.loads(path.read_text()) if path.exists() else []
 
-
+# %% ../../nbs/training/07_checkpoint.ipynb #fcb63bc6
 def save_checkpoint(folder: Path, state: dict, step: int) -> None:
     "Write the state, then point `last.json` at it; keep the checkpoint before, delete older ones."
     folder = Path(folder)

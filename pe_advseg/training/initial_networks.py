@@ -32,7 +32,7 @@ def build_networks(config: TrainConfig, method: Method, runs: Path | None) -> di
         networks['ema'] = copy.deepcopy(network).requires_grad_(False)
     return networks
 
-
+# %% ../../nbs/training/15_initial_networks.ipynb #4d07a1fe
 def _take_over(discriminator: torch.nn.Module | None, state: dict | None) -> None:
     "Load the state of an earlier discriminator if it fits."
     if discriminator is None or state is None:

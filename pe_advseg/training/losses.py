@@ -14,7 +14,7 @@ def _kept_mean(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     "Return the mean of the values where `keep`; 0 with zero gradient where nothing is kept."
     return torch.where(keep, values, 0).sum() / keep.sum().clamp(min=1)
 
-
+# %% ../../nbs/training/00_losses.ipynb #4469d274
 def _like_logits(target: torch.Tensor, logits: torch.Tensor, name: str) -> torch.Tensor:
     "Bring a target (n, h, w) or (n, 1, h, w) to the logits' shape (n, 1, h, w). Raises ValueError with both shapes."
     matched = target[:, None] if target.ndim == logits.ndim - 1 else target

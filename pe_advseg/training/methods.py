@@ -18,7 +18,7 @@ from .losses import bce_dice
 # %% ../../nbs/training/02_methods.ipynb #2a252aa0
 CROSS_ENTROPY_WEIGHT = 5.0
 
-
+# %% ../../nbs/training/02_methods.ipynb #8bacb7bb
 def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     "Return 5 * cross-entropy + Dice of logits (n, 1, h, w) against a target of 0, 1 and 255 = ignore."
     return bce_dice(logits, target, cross_entropy=CROSS_ENTROPY_WEIGHT)
@@ -74,7 +74,7 @@ class Method:
     def after_step(self, step: Step) -> None:
         "Do what follows a step, such as moving a teacher."
 
-
+# %% ../../nbs/training/02_methods.ipynb #84e9ba96
 class Supervised(Method):
     "The lower bound: labelled scans only."
 
@@ -87,7 +87,7 @@ def _toy_scan(rng: np.random.Generator, size: int, contrast: float) -> tuple[np.
     clot = (y - cy) ** 2 + (x - cx - 3) ** 2 < 20
     return np.where(clot, image - 0.7 * contrast, image), clot
 
-
+# %% ../../nbs/training/02_methods.ipynb #bbf31038
 def toy_step(seed: int = 0, size: int = 48, progress: float = 1.0) -> Step:
     "Return a step on four labelled and four unlabelled toy images, with a new small network."
     rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ def _commit() -> str | None:
         return None
     return done.stdout.strip() or None
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #3b29dac8
 def versions() -> dict:
     "Return what a result depends on beside its configuration: versions, device, commit."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
@@ -53,7 +53,7 @@ def write_config(run_folder: Path, config: TrainConfig) -> None:
     "Write `config.json`."
     write_whole(run_folder / 'config.json', json.dumps(dataclasses.asdict(config), indent=1))
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #bf342737
 def begin_run_folder(
     run_folder: Path,
     config: TrainConfig,
@@ -79,12 +79,12 @@ def read_config(run_folder: Path | str) -> TrainConfig:
     "Return the configuration of a run."
     return TrainConfig(**json.loads((Path(run_folder) / 'config.json').read_text()))
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #55f7f8a8
 def read_history(run_folder: Path | str) -> pd.DataFrame:
     "Return the history of a run, bit for bit as it was written."
     return pd.read_csv(Path(run_folder) / 'history.csv')
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #98db8f60
 def steps_done(run_folder: Path | str) -> int:
     "Return how far a run has come, by the step that it noted last; cheap enough to ask every second."
     try:
@@ -92,7 +92,7 @@ def steps_done(run_folder: Path | str) -> int:
     except (OSError, ValueError):
         return 0  # not begun, or asked while it was writing
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #cdd1290b
 def is_finished(run_folder: Path | str) -> bool:
     "Return whether the run has reached its last step, with an undamaged checkpoint."
     if not (Path(run_folder) / 'config.json').exists():
@@ -108,13 +108,13 @@ def learned_from(run_folder: Path | str) -> dict:
     """
     return json.loads((Path(run_folder) / 'labelled.json').read_text())
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #525735e6
 def initial_run(run_folder: Path | str) -> Path | None:
     "Return the folder of the run that a run began from; None if it began from scratch."
     initial = read_config(run_folder).initial
     return Path(run_folder).parent / initial if initial else None
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #a3116895
 def trained_on(run_folder: Path | str) -> set[str]:
     "Return the pixel digests of the scans whose masks a run has learnt from, itself or in the runs it began from."
     begun_from = initial_run(run_folder)
@@ -124,7 +124,7 @@ def trained_on(run_folder: Path | str) -> set[str]:
 # %% ../../nbs/training/09_run_folder.ipynb #e3f5a355
 SYNTHETIC_PARTS = (None, 'labels', 'all')  # from the least to the most
 
-
+# %% ../../nbs/training/09_run_folder.ipynb #5b6542b2
 def synthetic_part(run_folder: Path | str) -> str | None:
     "Return what was synthetic in a run and those it began from: 'all' scans, 'labels' (scans with masks), or None."
     learned, begun_from = learned_from(run_folder), initial_run(run_folder)

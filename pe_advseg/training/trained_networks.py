@@ -35,7 +35,7 @@ def empty_network(config: TrainConfig, weights_follow: bool = False) -> torch.nn
         options.pop('pretrained', None)
     return build_network(config.network, in_channels=config.slices, **options)
 
-
+# %% ../../nbs/training/10_trained_networks.ipynb #39b5b5fb
 def evaluated_name(run_folder: Path | str) -> str:
     "Return which network of a run is the one to use: 'network', 'teacher' or 'ema'."
     config = read_config(run_folder)
@@ -98,7 +98,7 @@ def slim_run(run_folder: Path | str, target: Path | str) -> Path:
     save_checkpoint(target, {'networks': networks}, step)
     return target
 
-
+# %% ../../nbs/training/10_trained_networks.ipynb #78d8f2ec
 def _learned_in_all(run_folder: Path) -> dict:
     "Return `learned_from` of a run together with the runs it began from."
     part = synthetic_part(run_folder)

@@ -82,7 +82,7 @@ def _first_item(trainer: Trainer) -> int:
     "Return the number of this process's first item among those of all processes."
     return trainer.fabric.global_rank * trainer.config.batch
 
-
+# %% ../../nbs/training/16_trainer.ipynb #45f91c24
 def draw_both(trainer: Trainer, step: int) -> tuple[Batch, Batch | None]:
     "Return the labelled and, if the method uses it, the unlabelled batch of a step."
     config, draw, first = trainer.config, Draw(trainer.config.seed, step), _first_item(trainer)
@@ -92,7 +92,7 @@ def draw_both(trainer: Trainer, step: int) -> tuple[Batch, Batch | None]:
         return labelled, None
     return labelled, draw_batch(trainer.unlabelled, config.batch, slices, draw, 'unlabelled', False, first)
 
-
+# %% ../../nbs/training/16_trainer.ipynb #5cc2f7c4
 def see_step(trainer: Trainer, labelled: Batch, unlabelled: Batch | None) -> Step:
     "Return what the method sees of a step: both batches on the device, weakly augmented."
     draw, first, device = Draw(trainer.config.seed, trainer.done), _first_item(trainer), trainer.fabric.device
@@ -120,7 +120,7 @@ def trainer_state(trainer: Trainer) -> dict:
         'gradients': gradients,
     }
 
-
+# %% ../../nbs/training/16_trainer.ipynb #ab726525
 def restore(trainer: Trainer, state: dict, step: int) -> None:
     "Bring a trainer to the state of a checkpoint."
     for name, module in trainer.networks.items():

@@ -58,7 +58,7 @@ def update(
         _move(trainer, name, list(terms))
     return {term: value.detach() for term, value in terms.items()}
 
-
+# %% ../../nbs/training/14_update.ipynb #4894e7d5
 def _move(trainer, name: str, terms: list[str]) -> None:
     "Move a network along its gradients, clipped, and clear them."
     config, optimizer = trainer.config, trainer.optimizers[name]
