@@ -39,4 +39,5 @@ class Options:
         "What changes the result, as plain data; `inference` is that of runs which are loaded already."
         applied = dataclasses.asdict(inference or self.inference)
         del applied['batch']
+        applied['weights'] = applied['weights'] or ''  # the format of `summary.json`
         return dict(threshold=self.threshold, smallest_mm3=self.smallest_mm3, **applied, **self.reading)
