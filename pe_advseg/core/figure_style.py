@@ -114,7 +114,7 @@ def save_figure(
         caption.remove()
     return path
 
-
+# %% ../../nbs/core/08_figure_style.ipynb #004b80e0
 def _put_under(figure: Figure, text: str):
     "Put small print under everything that is drawn; return the text and the box of the whole, in inches."
     figure.draw_without_rendering()

@@ -31,7 +31,7 @@ def _is_project(folder: Path) -> bool:
         return False  # the file of another program
     return settings.get('DEFAULT', 'lib_name', fallback=None) == 'pe_advseg'
 
-
+# %% ../../nbs/core/01_paths.ipynb #2654b0f0
 def project_root() -> Path:
     """The folder that holds `data/`, `runs/` and `figures/`.
 
@@ -97,7 +97,7 @@ def whole_file(path: str | Path):  # where the file shall be; its folder is crea
     if os.name == 'posix':
         _to_disk(path.parent)  # makes the rename itself survive a power cut
 
-
+# %% ../../nbs/core/01_paths.ipynb #5ef5da66
 def _to_disk(path: Path) -> None:
     "Asks the system to write what it still holds in memory of a file or a folder."
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -135,7 +135,7 @@ def whole_folder(path: str | Path):  # where the folder shall be; the folder abo
         except OSError:
             raise InputError(path.name, 'has come to be there meanwhile', remedy) from None
 
-
+# %% ../../nbs/core/01_paths.ipynb #773a1870
 def _host_digest() -> str:
     "Eight hexadecimal digits that stand for this machine: the folder may be shared with others."
     return f'{zlib.crc32(socket.gethostname().encode()):08x}'

@@ -68,7 +68,7 @@ def each_in_processes(
         if found:
             yield found
 
-
+# %% ../../nbs/core/03_processes.ipynb #f578f803
 def _each(function, jobs: list[tuple], workers: int, crashed, begin: tuple, tick: float | None = None):
     "Work here or in processes; with None every `tick` seconds in which nothing was ready."
     workers = min(workers, len(jobs))

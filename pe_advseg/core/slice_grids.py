@@ -73,7 +73,7 @@ def show_slices(
     plt.close(figure)  # a notebook shows the returned figure; without this it would show it twice
     return figure
 
-
+# %% ../../nbs/core/09_slice_grids.ipynb #a54b0801
 def _check_lengths(count: int, **lists) -> None:
     "Raises ValueError for a list that has not one entry for each image."
     for name, given in lists.items():

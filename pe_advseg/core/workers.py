@@ -88,7 +88,7 @@ def started_pool(workers: int, begin=None, begin_with: tuple = ()):
                 process.terminate()
             raise
 
-
+# %% ../../nbs/core/02_workers.ipynb #2b3e899d
 def _start_all(pool: ProcessPoolExecutor, workers: int) -> list:
     "Start all workers of a pool and return their processes. Raises InputError where one cannot start."
     before = set(multiprocessing.active_children())

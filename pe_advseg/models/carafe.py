@@ -87,7 +87,7 @@ def _kernels(logits: torch.Tensor, k: int) -> torch.Tensor:
     sub = logits.shape[1]
     return logits.softmax(0).permute(2, 3, 1, 0).reshape(-1, TILE, sub, k, k)
 
-
+# %% ../../nbs/models/00_carafe.ipynb #551a25dc
 def _strips(padded: torch.Tensor, tiles: int, k: int) -> list[tuple[int, int, int]]:
     "(image, first row, last row + 1) such that the windows of a strip take about STRIP_BYTES."
     images, height = padded.shape[0], padded.shape[1] - k + 1
@@ -150,7 +150,7 @@ def _add_windows(strip: torch.Tensor, windows: torch.Tensor) -> None:
             target = strip[down : down + rows, start : start + tiles * TILE].unflatten(1, (tiles, TILE))
             target[:, :, : piece.shape[2]] += piece
 
-
+# %% ../../nbs/models/00_carafe.ipynb #aa133df2
 class _Banded(torch.autograd.Function):
     "CARAFE with one group on the CPU; backward written by hand, second derivatives are not offered."
 
@@ -186,7 +186,7 @@ def carafe(
         form = _banded if device == 'cpu' else _portable
         return form(x, weights, scale, kernel_size, groups).to(features.dtype)
 
-
+# %% ../../nbs/models/00_carafe.ipynb #4f0dd3fd
 def _banded(features: torch.Tensor, logits: torch.Tensor, scale: int, kernel_size: int, groups: int) -> torch.Tensor:
     "CARAFE by banded matrix products; each group is an image of its own."
     n, channels, height, width = features.shape

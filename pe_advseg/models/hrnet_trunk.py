@@ -33,7 +33,7 @@ def _stage(branches: int) -> dict:
         fuse_method='SUM',
     )
 
-
+# %% ../../nbs/models/02_hrnet_trunk.ipynb #8c740232
 def _tiny_trunk(in_channels: int) -> nn.Module:
     "timm's HighResolutionNet, narrow. Its constructor fixes 64 channels after the stem; those layers are replaced."
     from timm.models.hrnet import BasicBlock, HighResolutionNet
