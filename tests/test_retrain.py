@@ -70,7 +70,7 @@ def test_the_newest_correction_counts_and_says_which_it_is(hospitals, own):
     said = [json.loads((run / 'retrained.json').read_text())['corrections'] for run in (first, second)]
     assert first != second and [found[0]['version'] for found in said] == ['0001', '0002']
     assert said[1][0]['labels'] == cached['valley'][ill[0]].mask_digest != said[0][0]['labels']
-    assert trained_on(second) == trained_on(start) | {cached['valley'][ill[0]].pixels}
+    assert trained_on(second) == trained_on(start) | {cached['valley'][ill[0]].pixel_digest}
     for run in (first, second):
         with pytest.raises(TrainingError, match='were trained on'):
             score_run(run, [cached['valley'][ill[0]]], 'target')
@@ -103,7 +103,7 @@ def test_what_a_copy_began_from_is_not_forgotten(hospitals, own):
     _, folders, cached, start = hospitals
     once = retrain(folders['valley'], start, folder=own / 'a', steps=1, progress=False)
     copy = bring_run(once, own / 'b')
-    assert read_config(copy).initial == '' and trained_on(copy) == {
+    assert read_config(copy).initial is None and trained_on(copy) == {
         study.pixel_digest for study in cached['harbour'][:3] + cached['valley']
     }
 

@@ -9,11 +9,11 @@ __all__ = ['LABELLED', 'UNLABELLED', 'draw_overview']
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from .network_diagram import TOP, draw_decoder, draw_encoder
 from torch import nn
 
 from .drawing import EDGES, arrow, box, heading, slice_box
 from .module_shapes import read_shapes
+from .network_diagram import TOP, draw_decoder, draw_encoder
 
 # %% ../../nbs/models/11_diagram.ipynb #a3d6f547
 def _draw_chain(axis: Axes, x: float, y: float, shapes: list[tuple], width: float) -> float:

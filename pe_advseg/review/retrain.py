@@ -13,10 +13,9 @@ from pathlib import Path
 from ..core.errors import TrainingError
 from ..core.paths import runs_dir, whole_folder, write_whole
 from ..data.cache import CachedStudy
-from ..data.sources import hospital_studies
 from ..evaluation.inference import pixel_size, weights_digest
 from pe_advseg.review.retraining_data import (
-    corrected_studies,
+    cached_corrections,
     read_cached,
     remembered_studies,
     retraining_steps,
@@ -87,7 +86,7 @@ def retraining_config(
         initial=start.name,
         seed=seed,
         steps=steps,
-        data=scans_digest(labelled, unlabelled, pixel_mm),
+        scans_digest=scans_digest(labelled, unlabelled, pixel_mm),
         learning_rate=config.learning_rate if config.initial else config.learning_rate / 2,
         ema=1 - 2 / max(steps, 4) if config.ema else 0.0,  # the average reaches back half of these steps
     )
@@ -127,11 +126,11 @@ def retrain(
     folder = Path(folder or runs_dir())
     start = _find_start(run, folder)
     config, pixel_mm = read_config(start), pixel_size(start)
-    corrected = corrected_studies(store, pixel_mm, progress, scans)
+    corrected = cached_corrections(store, pixel_mm, progress, scans)
     known = remembered_studies(data, start, scale, pixel_mm, progress) if data else []
     unlabelled = []
     if target:
-        studies = [study.without_mask() for study in hospital_studies(target, SCALES[scale], progress)]
+        studies = [study.without_mask() for study in SCALES[scale].studies(target, progress)]
         unlabelled = read_cached(studies, pixel_mm, progress)
     labelled = with_corrections(known, corrected)
     steps = steps or retraining_steps(len(corrected), config.batch)

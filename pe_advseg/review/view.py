@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse
 
 from ..core.figure_style import PREDICTION_COLOUR
 from ..core.volume import Volume
-from .slice_picture import outlines, to_picture, to_png
+from .slice_picture import embolus_outlines, to_picture, to_png
 
 # %% ../../nbs/review/11_view.ipynb #c64d54db
 NUMBERS_SHOWN = 12
@@ -42,7 +42,7 @@ class Panel:
 
     def draw_emboli(self, numbers: np.ndarray | None, colour, thick: int = 0) -> None:
         "Outline the emboli of a label (y, x) in `colour(number)`; the embolus `thick` with a thicker line."
-        found = outlines(numbers) if numbers is not None else []
+        found = embolus_outlines(numbers) if numbers is not None else []
         segments = [(line, number) for number, lines, _ in found for line in lines]
         self.lines.set_segments([line for line, _ in segments])
         self.lines.set_color([colour(number) for _, number in segments] or 'none')
