@@ -13,7 +13,7 @@ CALM   := env -u PE_ADVSEG_HOME OMP_NUM_THREADS=1 MPLBACKEND=agg
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install paper networks released realism circle order starter test fuzz lab readme prepare clean-runs
+.PHONY: help install paper networks released realism circle order starter test docs fuzz lab readme prepare clean-runs
 
 help:  ## what each target does (this list)
 	@echo "pe_advseg: an open workbook for pulmonary embolism segmentation. Research only, not for diagnosis."
@@ -52,10 +52,14 @@ order: install  ## experiment 08: which scans to correct first (longer)
 starter: install  ## experiment 14: the model that ships with the package (SCALE=paper: a GPU, or a night)
 	$(BIN)/pe-advseg experiment 14_starter --scale "$(SCALE)"
 
-test: install  ## clean and export leave no diff, every notebook runs, pytest
+test: install  ## clean and export leave no diff, the site builds, every notebook runs, pytest
 	@$(BIN)/python tools/sync.py --check
+	@$(BIN)/python tools/docs.py
 	$(CALM) $(BIN)/nbdev_test --n_workers 2 --do_print
 	$(CALM) $(BIN)/python -m pytest
+
+docs: install  ## the site, from the notebooks, in _docs/html (no notebook is run, no network needed)
+	@$(BIN)/python tools/docs.py
 
 FUZZ_SECONDS ?= 60
 fuzz: install  ## damaged files against the readers, guided by coverage, for FUZZ_SECONDS (60)
@@ -67,7 +71,7 @@ lab: install  ## JupyterLab, opened at the first page of the workbook
 readme: install  ## README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
-prepare: install  ## before a commit: clean the notebooks, export the modules, make README.md
+prepare: install  ## before a commit: format, clean and export the notebooks, make README.md and pictures
 	@$(BIN)/python tools/sync.py
 
 clean-runs:  ## delete runs/ (trained models and executed notebooks)

@@ -1,4 +1,4 @@
-"""Cleans the notebooks, exports the modules and writes README.md: `python tools/sync.py [--check]`.
+"""Formats and cleans the notebooks, exports the modules, writes README.md: `python tools/sync.py [--check]`.
 
 With --check it fails when any of this changed a file. It compares checksums before and after instead of asking git
 for a diff, so it also works in the middle of somebody's uncommitted work, and without git.
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FORMATTED = ('nbs', 'tests', 'tools', 'docs')
 
 
 def checksums() -> dict:
@@ -34,9 +35,12 @@ def run(*command: str) -> None:
 
 def main() -> None:
     before = checksums()
+    run('ruff', 'check', '--quiet', '--fix', *FORMATTED)
+    run('ruff', 'format', '--quiet', *FORMATTED)
     run('nbdev_clean')
     run('nbdev_export')
     run(sys.executable, 'tools/readme.py')
+    run(sys.executable, 'tools/flows.py')
     after = checksums()
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed and '--check' in sys.argv[1:]:
