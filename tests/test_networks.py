@@ -1,4 +1,4 @@
-"""HRNet against timm: its forward pass, sizes, switches, dead weights; other networks; counting; weights from a file."""
+"""HRNet against timm: forward pass, sizes, switches, dead weights; other networks; counting; weights from a file."""
 
 import pytest
 import timm
