@@ -86,7 +86,7 @@ def test_nifti_lands_by_world_position_whatever_the_storage_order(
     patient = tmp_path_factory.mktemp('n') / 'hospital' / 'p'
     write_series(volume, patient, 'P', reverse=reverse)
     image = nibabel.Nifti1Image(mask.transpose(2, 1, 0), volume.nifti_affine())
-    turn = np.array([[axis, -1 if flip else 1] for axis, flip in zip(order, mask_flips)])
+    turn = np.array([[axis, -1 if flip else 1] for axis, flip in zip(order, mask_flips, strict=True)])
     nibabel.save(image.as_reoriented(turn), patient / 'mask.nii.gz')
     check(find_studies(patient.parent)[0])
 
@@ -226,7 +226,7 @@ def png_study(tmp_path, sub='', reverse=False):
     patient = tmp_path / 'hospital' / 'p'
     shutil.rmtree(patient, ignore_errors=True)
     sources = write_series(volume, patient / sub, 'P', reverse=reverse)
-    for source, part in zip(sources, mask):
+    for source, part in zip(sources, mask, strict=True):
         if part.any():
             Image.fromarray(part * 255).save((patient / sub / source.file).with_suffix('.png'))
     return find_studies(patient.parent)[0]
@@ -295,7 +295,10 @@ def test_seg_kinds(tmp_path):
     check(seg_study(tmp_path, kind='LABELMAP'))
     check(seg_study(tmp_path, kind='FRACTIONAL', mask=lambda m: m.astype(float)))
     refused(seg_study(tmp_path, kind='FRACTIONAL', mask=lambda m: m * 0.4), 'holds the values 0, 0.4')
-    both = lambda m: np.stack([m, 1 - m], -1)
+
+    def both(m):
+        return np.stack([m, 1 - m], -1)
+
     check(seg_study(tmp_path, mask=both, segments=[segment(), segment(2, 'lung', codes.SCT.Lung)]))
     check(
         seg_study(
@@ -326,7 +329,7 @@ def test_seg_of_another_grid_or_scan(tmp_path):
         position = frame.PlanePositionSequence[0].ImagePositionPatient
         normal = read_series(study.scan).direction[:, 0]
         frame.PlanePositionSequence[0].ImagePositionPatient = [
-            round(float(p + 1.5 * n), 6) for p, n in zip(position, normal)
+            round(float(p + 1.5 * n), 6) for p, n in zip(position, normal, strict=True)
         ]
     contradiction.save_as(study.mask)
     refused(study, 'a frame names slice')
@@ -457,16 +460,16 @@ def test_too_few_patients_says_how_many():
 
 
 def test_same_patient_on_two_sides():
-    home = patients('a', 6)
-    for pool in (home[:1], [s.without_mask() for s in home[:1]]):
+    source = patients('a', 6)
+    for pool in (source[:1], [s.without_mask() for s in source[:1]]):
         with pytest.raises(InputError, match='same patient'):
-            split_patients(home, pool=pool)
+            split_patients(source, pool=pool)
     target = patients('t', 1)
     with pytest.raises(InputError, match='transductive=True'):
-        split_patients(home, pool=[target[0].without_mask()], also_test=target)
+        split_patients(source, pool=[target[0].without_mask()], also_test=target)
     with pytest.raises(InputError, match='without_mask'):
-        split_patients(home, pool=target, also_test=target, transductive=True)
-    split = split_patients(home, pool=[target[0].without_mask()], also_test=target, transductive=True)
+        split_patients(source, pool=target, also_test=target, transductive=True)
+    split = split_patients(source, pool=[target[0].without_mask()], also_test=target, transductive=True)
     assert split.transductive and set(split.pool) < set(split.test)
     assert split.digest != dataclass_digest(split, transductive=False)
     for transductive in (False, True):  # the exception covers test and pool only

@@ -1,6 +1,7 @@
-"""The integrity report: what it finds, what it hides, what it costs, and that a study which kills its reader costs only itself."""
+"""The integrity report: what it finds, hides and costs; a study that kills its reader costs only itself."""
 
 import dataclasses
+import functools
 import html.parser
 import io
 import json
@@ -18,9 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pe_advseg.data.integrity as check_module
 from pe_advseg.core.volume import Volume
-from pe_advseg.data import study_report
+from pe_advseg.data import integrity, study_report
 from pe_advseg.data.integrity import check_folder, same_pixels
 from pe_advseg.data.integrity_report import count_status, in_order, report_json, report_table, write_report
 from pe_advseg.data.layouts import find_studies
@@ -82,11 +82,13 @@ def second_mask(scan):
 
 
 def no_scan(scan):
-    [path.unlink() for path in slices(scan)]
+    for path in slices(scan):
+        path.unlink()
 
 
 def nothing_but_zeros(scan):
-    [path.write_bytes(b'') for path in slices(scan)]
+    for path in slices(scan):
+        path.write_bytes(b'')
 
 
 @pytest.mark.parametrize('spoil', [lose_slice, cut_file, spoil_mask, second_mask, no_scan, nothing_but_zeros])
@@ -107,7 +109,7 @@ def test_an_error_nobody_foresaw_is_one_report_without_its_text(hospital, monkey
     def fails(study, **options):
         raise KeyError('AHMADI^HOSSEIN')
 
-    monkeypatch.setattr(check_module, 'read_study', fails)
+    monkeypatch.setattr(integrity, 'read_study', fails)
     report = quick(hospital)[0]
     assert report.status == REFUSED and 'KeyError' in report.cause and 'AHMADI' not in repr(report) + report.cause
 
@@ -184,7 +186,7 @@ def test_a_study_that_kills_its_process_is_refused_and_the_rest_goes_on(hospital
         studies[number] = Deadly(
             studies[number].hospital, studies[number].patient, studies[number].scan, studies[number].mask
         )
-    monkeypatch.setattr(check_module, 'find_studies', lambda folder, refused=None: studies)
+    monkeypatch.setattr(integrity, 'find_studies', lambda folder, refused=None: studies)
     reports = check_folder(hospital, workers=2, progress=False)
     assert [report.number for report in reports] == [1, 2, 3, 4]
     assert [report.number - 1 for report in reports if report.status == REFUSED] == deadly
@@ -215,9 +217,11 @@ def test_memory_does_not_grow_with_the_number_of_studies(tmp_path):
         folder = tmp_path / f'{count}'
         for number in range(count):
             (folder / f'p{number}').mkdir(parents=True)
-            [os.link(path, folder / f'p{number}' / path.name) for path in slices(tmp_path / 'scan')]
-        quick(folder) if count == 3 else None  # warm up: imports
-        peaks.append(peak_of(lambda: quick(folder)))
+            for path in slices(tmp_path / 'scan'):
+                os.link(path, folder / f'p{number}' / path.name)
+        if count == 3:
+            quick(folder)  # warm up: imports
+        peaks.append(peak_of(functools.partial(quick, folder)))
     assert peaks[1] - peaks[0] < volume.hu.nbytes / 4, [peak >> 10 for peak in peaks]
 
 

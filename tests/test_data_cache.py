@@ -140,19 +140,19 @@ def test_configuration_and_mask_make_another_study(study, tmp_path):
 # --- damage ---------------------------------------------------------------------------------------------------
 
 DAMAGES = {
-    'truncated': lambda home: os.truncate(home / 'hu.npy', 200),
-    'emptied': lambda home: os.truncate(home / 'hu.npy', 0),
-    'one bit': lambda home: flip_last_byte(home / 'hu.npy'),
-    'mask gone': lambda home: (home / 'mask.npy').unlink(),
-    'emboli gone': lambda home: (home / 'emboli.npy').unlink(),
-    'json gone': lambda home: (home / 'study.json').unlink(),
-    'json cut': lambda home: os.truncate(home / 'study.json', 50),
-    'json is no record': lambda home: (home / 'study.json').write_text('[1, 2]'),
-    'json edited': lambda home: (home / 'study.json').write_text(
-        (home / 'study.json').read_text().replace('"positive": [2', '"positive": [1')
+    'truncated': lambda folder: os.truncate(folder / 'hu.npy', 200),
+    'emptied': lambda folder: os.truncate(folder / 'hu.npy', 0),
+    'one bit': lambda folder: flip_last_byte(folder / 'hu.npy'),
+    'mask gone': lambda folder: (folder / 'mask.npy').unlink(),
+    'emboli gone': lambda folder: (folder / 'emboli.npy').unlink(),
+    'json gone': lambda folder: (folder / 'study.json').unlink(),
+    'json cut': lambda folder: os.truncate(folder / 'study.json', 50),
+    'json is no record': lambda folder: (folder / 'study.json').write_text('[1, 2]'),
+    'json edited': lambda folder: (folder / 'study.json').write_text(
+        (folder / 'study.json').read_text().replace('"positive": [2', '"positive": [1')
     ),
-    'everything gone': lambda home: [file.unlink() for file in home.iterdir()],
-    'memos are noise': lambda home: [memo.write_bytes(b'\xff{') for memo in (home.parent / '.memo').glob('*')],
+    'everything gone': lambda folder: [file.unlink() for file in folder.iterdir()],
+    'memos are noise': lambda folder: [memo.write_bytes(b'\xff{') for memo in (folder.parent / '.memo').glob('*')],
 }
 
 
@@ -162,8 +162,8 @@ def test_a_damaged_cache_is_made_anew(study, tmp_path, name, pixel):
     good = cache_study(study, tmp_path / 'cache', pixel)
     right = arrays(good)
     del good
-    home = next(path.parent for path in (tmp_path / 'cache').glob('*/study.json'))
-    DAMAGES[name](home)
+    cache_folder = next(path.parent for path in (tmp_path / 'cache').glob('*/study.json'))
+    DAMAGES[name](cache_folder)
     again = cache_study(study, tmp_path / 'cache', pixel)
     for one, two in zip(arrays(again), right, strict=False):
         np.testing.assert_array_equal(one, two)
@@ -175,11 +175,11 @@ def test_damage_is_seen_through_a_memo(study, tmp_path, monkeypatch):
     "The memo of the cache's own files must not vouch for files changed since."
     later = time.time() + 10
     monkeypatch.setattr(content_digests.time, 'time', lambda: later)
-    home = cache_study(study, tmp_path / 'cache').folder
+    cache_folder = cache_study(study, tmp_path / 'cache').folder
     right = arrays(cache_study(study, tmp_path / 'cache'))
-    seen = (home / 'hu.npy').stat()
-    flip_last_byte(home / 'hu.npy')
-    os.utime(home / 'hu.npy', ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    seen = (cache_folder / 'hu.npy').stat()
+    flip_last_byte(cache_folder / 'hu.npy')
+    os.utime(cache_folder / 'hu.npy', ns=(seen.st_atime_ns, seen.st_mtime_ns))
     np.testing.assert_array_equal(cache_study(study, tmp_path / 'cache').hu, right[0])
 
 

@@ -55,9 +55,12 @@ def by_scipy(image, mask, angle, scale, flip):
 def test_geometry_is_scipys(size, step):
     image, mask, draw = smooth(4, 1, size), some_masks(4, size), Draw(3, step)
     moved, labels = weak(image, mask, draw, degrees=25, zoom=0.3)
-    number = lambda name, low, high: uniform(draw, f'weak {name}', 4, low, high).flatten().double().numpy()
+
+    def number(name, low, high):
+        return uniform(draw, f'weak {name}', 4, low, high).flatten().double().numpy()
+
     for item, (angle, zoom, coin) in enumerate(
-        zip(number('angle', -25, 25), number('zoom', -0.3, 0.3), number('flip', 0, 1))
+        zip(number('angle', -25, 25), number('zoom', -0.3, 0.3), number('flip', 0, 1), strict=True)
     ):
         expected, where, inside = by_scipy(
             image[item, 0].double().numpy(), mask[item].numpy(), angle, 1 + zoom, -1 if coin < 0.5 else 1
@@ -115,7 +118,7 @@ def test_a_view_is_a_function_of_seed_step_and_item(name, seed, step, first, cut
         VIEWS[name](image[part], mask[part], draw, first + (part.start or 0))
         for part in (slice(cut, None), slice(0, cut))
     ][::-1]
-    for one, *rest in zip(whole, *parts):
+    for one, *rest in zip(whole, *parts, strict=True):
         torch.testing.assert_close(torch.cat(rest), one, atol=1e-5, rtol=0)
     assert torch.equal(torch.random.get_rng_state(), state)  # the global state is neither used nor moved
     assert torch.equal(whole[0], VIEWS[name](image, mask, draw, first)[0]) and torch.isfinite(whole[0]).all()
@@ -147,18 +150,17 @@ def test_histograms_are_scikit_images():
     exposure = pytest.importorskip('skimage.exposure', reason='scikit-image is only there for this comparison')
     ours, theirs = smooth(2, 1, (64, 64)) * 0.8, smooth(2, 1, (64, 64), seed=1) ** 2 - 0.3
     matched = match_histograms(ours, theirs, above=-2.0, quantiles=2000)
-    for a, b, got in zip(ours, theirs, matched):
+    for a, b, got in zip(ours, theirs, matched, strict=True):
         off = np.abs(got.numpy() - exposure.match_histograms(a.numpy(), b.numpy()))
-        assert (
-            (off < 0.02).mean() > 0.998 and off.max() < 0.1
-        )  # the few brightest pixels lie far apart, and ranks are counted from 0 here, from 1 there
+        # the few brightest pixels lie far apart, and ranks are counted from 0 here, from 1 there
+        assert (off < 0.02).mean() > 0.998 and off.max() < 0.1
 
 
 def test_histograms_by_quantiles_inside_the_body():
     ours, theirs = smooth(3, 2), smooth(3, 2, seed=5) * 0.5
     ours[:, :, :10], theirs[:, :, :, :20] = -1.0, -1.0  # air, in other places and amounts
     matched = match_histograms(ours, theirs)
-    for a, b, got in zip(ours, theirs, matched):
+    for a, b, got in zip(ours, theirs, matched, strict=True):
         assert torch.equal(got[a <= -0.999], a[a <= -0.999])
         for share in np.linspace(0.02, 0.98, 13):
             assert abs(got[a > -0.999].quantile(share) - b[b > -0.999].quantile(share)) < 0.01
