@@ -28,7 +28,7 @@ def speed_of(trainer: Trainer, first: int, seconds: float) -> dict:
     waited = round(trainer.loader.waited / seconds, 4)
     return dict(seconds=round(seconds, 2), steps=trainer.done - first, waited_for_loader=waited)
 
-
+# %% ../../nbs/training/17_train.ipynb #2ec9a78e
 def speed_text(speed: dict) -> str:
     "Return the same in words."
     waited = f'{speed["waited_for_loader"]:.1%} of it waiting for the loader'
@@ -84,7 +84,7 @@ def resume(trainer: Trainer, run_folder: Path) -> list[dict]:
     restore(trainer, *kept)
     return [row for row in read_history(run_folder).to_dict('records') if row['step'] < trainer.done]
 
-
+# %% ../../nbs/training/17_train.ipynb #4ad3a920
 def make_steps(
     trainer: Trainer,
     recorder: Recorder | None,  # None in all processes but the first
@@ -105,6 +105,11 @@ def make_steps(
             recorder.save()
 
 # %% ../../nbs/training/17_train.ipynb #54b8cdc8
+def _lock(run_folder: Path, wait: bool):
+    "Return the lock that keeps a second process from training the same run."
+    return filelock.FileLock(run_folder / 'lock', timeout=-1 if wait else 0)
+
+# %% ../../nbs/training/17_train.ipynb #efcb6af2
 def train(
     config: TrainConfig,
     labelled: list[CachedStudy],  # with masks
@@ -123,8 +128,7 @@ def train(
     run_folder.mkdir(parents=True, exist_ok=True)
     fabric = make_fabric(devices, precision)
     lead = fabric.global_rank == 0
-    lock = filelock.FileLock(run_folder / 'lock', timeout=-1 if wait else 0) if lead else contextlib.nullcontext()
-    with lock:
+    with _lock(run_folder, wait) if lead else contextlib.nullcontext():
         if lead:
             begin_run_folder(run_folder, config, labelled, unlabelled)
         trainer = Trainer(config, fabric, labelled, [study.without_mask() for study in unlabelled], Path(folder))
