@@ -14,6 +14,7 @@ import typer
 
 from .options import AssumeOption, ResampleOption, SeriesOption, StoreOption, given, in_shell
 
+# %% ../../nbs/cli/02_corrections.ipynb #0ef5c8a4
 correction_commands = typer.Typer()
 
 # %% ../../nbs/cli/02_corrections.ipynb #3ca54190

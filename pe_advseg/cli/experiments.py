@@ -14,6 +14,7 @@ import typer
 from .notebooks import run_notebook
 from .options import DataOption, ScaleOption, TargetOption
 
+# %% ../../nbs/cli/08_experiments.ipynb #b55423ca
 experiment_commands = typer.Typer()
 
 # %% ../../nbs/cli/08_experiments.ipynb #d658e6e8

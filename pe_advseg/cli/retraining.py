@@ -13,6 +13,7 @@ import typer
 
 from .options import given
 
+# %% ../../nbs/cli/03_retraining.ipynb #377e6d84
 retraining_commands = typer.Typer()
 
 # %% ../../nbs/cli/03_retraining.ipynb #9bb4dfca

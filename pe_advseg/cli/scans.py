@@ -15,6 +15,7 @@ import typer
 from .options import AssumeOption, ResampleOption
 from ..phantom.hospitals import HOSPITALS
 
+# %% ../../nbs/cli/04_scans.ipynb #93bc2c9e
 scan_commands = typer.Typer()
 
 # %% ../../nbs/cli/04_scans.ipynb #7d3d7921

@@ -13,6 +13,7 @@ import typer
 
 from .options import DataOption, ScaleOption, TargetOption
 
+# %% ../../nbs/cli/05_training.ipynb #1735e398
 training_commands = typer.Typer()
 
 # %% ../../nbs/cli/05_training.ipynb #fe5971ce
