@@ -52,7 +52,7 @@ def train(
     changes = other_network | (dict(steps=steps) if steps else {})
     folder = runs or runs_dir()
     if scratch:
-        config = setting.scale.config(method, seed, data=setting.digest, **changes)
+        config = setting.scale.config(method, seed, scans_digest=setting.digest, **changes)
     else:
         first = setting.scale.first(seed, setting.source_digest, **other_network)
         start = train_run(first, setting.train, [], folder, devices=devices)
