@@ -25,8 +25,10 @@ from pe_advseg.annotation.wording import options_in_words
 from pe_advseg.core.figure_style import PREDICTION_COLOUR
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Source, Volume
+from pe_advseg.evaluation.assessment import unlike_training
 from pe_advseg.evaluation.emboli import number_emboli
 from pe_advseg.evaluation.findings import embolus_table
+from pe_advseg.evaluation.uncertainty import SCAN_PROPERTIES, scan_properties
 
 FUMPE = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'FUMPE'
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
@@ -407,6 +409,16 @@ def test_an_interval_from_0_to_1_is_no_figure(tmp_path, low, high, is_unknown):
     assert ('Estimated Dice, at most' in text) != is_unknown
     over = write_overview(tmp_path / 'o.html', [annotation.summary | {'link': 'p.html'}])
     assert ('Dice unknown (0 to 1)' in over.read_text(encoding='utf-8')) == is_unknown
+
+
+def test_page_and_warning_say_one_slice_distance(tmp_path):
+    "1.79524 mm: rounded to three decimals first, as the measured properties are, it is 1.79 and not 1.80."
+    volume, mask = body(spacing=(1.795243673, 2.0, 1.5))
+    properties = scan_properties(volume)
+    ranges = dict.fromkeys(SCAN_PROPERTIES) | {'slice_mm': [1.0, 1.2, 1.5]}
+    warnings = unlike_training({'training': {'ranges': ranges}}, properties)
+    page = read(write_page(tmp_path / 'p.html', annotate(volume, mask, TRUST | {'warnings': warnings})))
+    assert '24 slices of 1.79 mm' in page.text and 'slices of 1.79 mm; the training scans had' in page.text
 
 
 def test_options_in_words():
