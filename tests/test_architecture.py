@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from support.repository import (
-    EXPORT,
     LIBRARY,
     NOTEBOOKS,
     PACKAGES,
@@ -24,7 +23,6 @@ from support.repository import (
 LONGEST_CELL, LONGEST_NOTEBOOK = 40, 220  # exported lines after formatting; 25 and 150 are what one idea takes
 DENSEST = 10.0  # syntax nodes a line over the whole package; fastcore has 8.5, miniai 9.7
 ORDER = {module_of(path): (PACKAGES.index(path.parent.name), path.stem) for path in LIBRARY}
-PUBLIC = {'pe_advseg'}  # the package itself
 
 
 def imported_modules(tree: ast.AST) -> set[str]:
@@ -39,13 +37,9 @@ def imported_modules(tree: ast.AST) -> set[str]:
     return {module.removeprefix('pe_advseg.') for module in found if module.startswith('pe_advseg.')}
 
 
-def arrows(path) -> dict[str, bool]:
-    "Modules that the cells of a notebook import; True for those that its exported cells do."
-    found = {}
-    for cell in cells(path):
-        for module in imported_modules(code_of(cell['source'])):
-            found[module] = found.get(module, False) or bool(EXPORT.search(cell['source']))
-    return found
+def arrows(path) -> set[str]:
+    "Modules that the cells of a notebook import, lessons included."
+    return {module for cell in cells(path) for module in imported_modules(code_of(cell['source']))}
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=name)
@@ -135,7 +129,7 @@ def test_ruff_is_content(command):
 # --- prose ---
 
 CITED = re.compile(r'(?<![\w/.-])((?:[\w.-]+/)*[\w-]+\.md)\b')
-SECTION = re.compile(r"docs/references\.md, (?:section )?[\"'`*]?([A-Z][^\"'`*.;:)\n]+)")
+SECTION = re.compile(r"references\.md[`)\]]*, (?:section )?[\"'`*]?([A-Z][^\"'`*.;:)\n]+)")
 
 
 def texts(path):
@@ -157,5 +151,16 @@ def test_what_is_cited_is_in_the_repository(path):
 def test_sections_of_the_references_exist():
     headings = set(re.findall(r'(?m)^#+ (.+)$', (ROOT / 'docs' / 'references.md').read_text(encoding='utf-8')))
     files = [path for path in repository_files() if path.suffix in ('.ipynb', '.py', '.md')]
+    files.remove(Path(__file__).resolve())
     cited = {match.strip() for path in files for match in SECTION.findall(path.read_text(encoding='utf-8'))}
+    assert cited, 'the pattern finds no citation any more'
     assert not {section for section in cited if not any(heading.startswith(section) for heading in headings)}
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
+def test_links_of_a_notebook_lead_somewhere(path):
+    for cell in cells(path, 'markdown'):
+        targets = re.findall(r'\]\(([^)\s]+)\)', cell['source'])
+        inside = [target.split('#')[0] for target in targets if not re.match(r'[a-z]+:|#', target)]
+        missing = [target for target in inside if not (path.parent / target).exists()]
+        assert not missing, f'{name(path)} leads to {missing}'

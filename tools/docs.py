@@ -42,7 +42,7 @@ def stage(source: Path) -> None:
             if '/.' not in path.relative_to(ROOT).as_posix():
                 copy_page(path, source / path.relative_to(ROOT))
     shutil.copy(ROOT / 'docs' / 'conf.py', source / 'conf.py')
-    shutil.move(source / 'docs' / 'index.md', source / 'index.md')
+    shutil.copy(ROOT / 'tools' / 'site_index.md', source / 'index.md')
     for package in [*PACKAGES, 'experiments']:
         add_contents(source / 'nbs' / package)
     for notebook in sorted((ROOT / 'nbs').glob('*/[0-9]*.ipynb')):

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parent.parent
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 150, 34, 120, 26, 12
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN, LANE = 160, 34, 150, 26, 12, 16
 
 
 def read_arrows(path: Path) -> list[tuple[str, str, str]]:
@@ -71,11 +71,22 @@ def mean_row(rows: list[int]) -> float:
 
 
 def draw(arrows, modules: set[str], title: str) -> str:
-    "The picture as SVG."
+    "The picture as SVG. An arrow that would cross other boxes runs in a lane of its own below them."
     place = places(arrows)
-    width = max(x for x, _ in place.values()) + BOX_WIDTH + MARGIN
-    height = max(y for _, y in place.values()) + BOX_HEIGHT + MARGIN
-    shapes = [arrow_shape(place[first], place[second], label) for first, second, label in arrows]
+    lanes = {}
+    for first, second, _ in arrows:
+        if not is_short(place[first], place[second]):
+            lanes[first, second] = len(lanes)
+    bottom = max(y for _, y in place.values()) + BOX_HEIGHT
+    width = max(x for x, _ in place.values()) + BOX_WIDTH + MARGIN + 20
+    height = bottom + MARGIN + LANE * (len(lanes) + 1) * bool(lanes)
+    shapes = []
+    for first, second, label in arrows:
+        lane = lanes.get((first, second))
+        if lane is None:
+            shapes.append(short_arrow(place[first], place[second], label))
+        else:
+            shapes.append(long_arrow(place[first], place[second], bottom + LANE * (lane + 1), lane, label))
     shapes += [box_shape(name, *corner, name in modules) for name, corner in place.items()]
     return '\n'.join(
         [
@@ -90,6 +101,11 @@ def draw(arrows, modules: set[str], title: str) -> str:
     )
 
 
+def is_short(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    "Whether an arrow leads from one column to the next, where nothing lies between."
+    return second[0] - first[0] == BOX_WIDTH + GAP_X
+
+
 def box_shape(name: str, x: int, y: int, is_module: bool) -> str:
     "A module is a filled box; data is a rounded outline."
     style = 'fill="#d7e9f7" stroke="#0072b2"' if is_module else 'fill="#f6f6f6" stroke="#999999" stroke-dasharray="4 3"'
@@ -98,26 +114,34 @@ def box_shape(name: str, x: int, y: int, is_module: bool) -> str:
     return f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6" {style}/>{text}'
 
 
-def arrow_shape(first, second, label: str) -> str:
-    "A line from the right of one box to the left of the other; back arrows go below."
+def short_arrow(first, second, label: str) -> str:
+    "A curve from the right of one box to the left of the other; the label stands near the second box."
     x, y = first[0] + BOX_WIDTH, first[1] + BOX_HEIGHT / 2
     u, v = second[0], second[1] + BOX_HEIGHT / 2
-    if u > x:
-        bend = (x + u) / 2
-        path = f'M{x} {y:.0f}C{bend:.0f} {y:.0f} {bend:.0f} {v:.0f} {u} {v:.0f}'
-        middle = (bend, (y + v) / 2 - 5)
-    else:
-        x, u = first[0] + BOX_WIDTH / 2, second[0] + BOX_WIDTH / 2
-        y, v = (first[1] + BOX_HEIGHT, second[1]) if first[1] < second[1] else (first[1], second[1] + BOX_HEIGHT)
-        path = f'M{x:.0f} {y:.0f}L{u:.0f} {v:.0f}'
-        middle = ((x + u) / 2, (y + v) / 2 - 4)
-    line = f'<path d="{path}" fill="none" stroke="#555555" marker-end="url(#tip)"/>'
+    bend = (x + u) / 2
+    path = f'M{x} {y:.0f}C{bend:.0f} {y:.0f} {bend:.0f} {v:.0f} {u} {v:.0f}'
+    return line_shape(path) + label_shape(bend + 8, v - 5, label)
+
+
+def long_arrow(first, second, lane_y: int, lane: int, label: str) -> str:
+    "Down from one box, along a lane below all boxes, and up into the gap before the other box."
+    x, y = first[0] + BOX_WIDTH, first[1] + BOX_HEIGHT / 2 + 8
+    u, v = second[0], second[1] + BOX_HEIGHT / 2 + 8
+    down, up = x + 10 + 4 * (lane % 4), u - 14 - 4 * (lane % 4)
+    path = f'M{x} {y:.0f}H{down}V{lane_y}H{up}V{v:.0f}H{u}'
+    return line_shape(path, '#999999') + label_shape((down + up) / 2, lane_y - 3, label)
+
+
+def line_shape(path: str, colour: str = '#555555') -> str:
+    return f'<path d="{path}" fill="none" stroke="{colour}" marker-end="url(#tip)"/>'
+
+
+def label_shape(x: float, y: float, label: str) -> str:
+    "Text with a white rim, so that lines do not run through it."
     if not label:
-        return line
-    return line + (
-        f'<text x="{middle[0]:.0f}" y="{middle[1]:.0f}" text-anchor="middle" font-size="11" fill="#333333" '
-        f'stroke="#ffffff" stroke-width="3" paint-order="stroke">{escape(label)}</text>'
-    )
+        return ''
+    style = 'text-anchor="middle" font-size="11" fill="#333333" stroke="#ffffff" stroke-width="3" paint-order="stroke"'
+    return f'<text x="{x:.0f}" y="{y:.0f}" {style}>{escape(label)}</text>'
 
 
 def main() -> None:

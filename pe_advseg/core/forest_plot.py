@@ -92,7 +92,7 @@ def _dress_panel(axis: Axes, limits: tuple[float, float], names: list[str], with
     axis.set(xlim=limits[::-1] if measure.less_is_better else limits, xlabel=measure.axis_label)
     axis.set(ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)))
     axis.set_yticklabels([method_label(name) for name in names] if with_names else [])
-    axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.tick_params(axis='y', length=0)
     axis.spines[['left', 'top', 'right']].set_visible(False)
     axis.grid(axis='y', visible=False)
