@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 project = 'pe_advseg'
 author = 'The pe_advseg authors'
 copyright = '2026 onwards, the pe_advseg authors. Research only, not for diagnosis'
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode']
+extensions = ['myst_nb', 'sphinx.ext.autodoc']
 source_suffix = {'.md': 'myst-nb', '.ipynb': 'myst-nb', '.rst': 'restructuredtext'}
 html_theme = 'furo'
 html_title = 'pe_advseg'
@@ -38,8 +38,14 @@ def escaped(text: str) -> str:
     "Keep signs of a docstring from being read as markup; what stands in backticks stays as it is."
     if text.count('`') % 2:  # a code span that goes on in the next line
         text = text.replace('`', '')
-    parts = re.split(r'(`[^`]*`)', text)
-    return ''.join(part if part.startswith('`') else re.sub(r'([\\*|_])', r'\\\1', part) for part in parts)
+    words = []
+    for part in re.split(r'(`[^`]*`)', text):
+        if part.startswith('`'):
+            words.append(part)
+        else:
+            plural = words and part[:1].isalnum()  # such as `Study`s: a code span has to end before a space
+            words.append(' ' * bool(plural) + re.sub(r'([\\*|_])', r'\\\1', part))
+    return ''.join(words)
 
 
 def add_parameter_comments(app, what, name, obj, options, lines):

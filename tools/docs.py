@@ -45,9 +45,8 @@ def stage(source: Path) -> None:
     shutil.copy(ROOT / 'tools' / 'site_index.md', source / 'index.md')
     for package in [*PACKAGES, 'experiments']:
         add_contents(source / 'nbs' / package)
-    for notebook in sorted((ROOT / 'nbs').glob('*/[0-9]*.ipynb')):
-        if notebook.parent.name in PACKAGES:
-            write_api_page(notebook, source / 'api')
+    for package in PACKAGES:
+        write_api_page(package, source / 'api')
     write_api_index(source / 'api')
 
 
@@ -72,13 +71,13 @@ def is_shown(cell: dict) -> bool:
 
 
 def shown_cell(cell: dict) -> dict:
-    "The cell without directives; what a page shows without its code gets the tag that myst-nb knows."
+    "The cell without directives; one that is shown without its code becomes the Markdown that it put out."
     if cell['cell_type'] != 'code':
         return cell
-    found = directives(cell)
-    source = re.sub(r'(?m)^#\|.*\n?', '', ''.join(cell['source']))
-    tags = cell['metadata'].get('tags', []) + (['remove-input'] if 'hide_input' in found else [])
-    return cell | dict(source=source, metadata=cell['metadata'] | dict(tags=tags))
+    if 'hide_input' in directives(cell):
+        found = [output['data']['text/markdown'] for output in cell['outputs'] if 'text/markdown' in output['data']]
+        return dict(cell_type='markdown', id=cell['id'], metadata={}, source='\n\n'.join(map(''.join, found)))
+    return cell | dict(source=re.sub(r'(?m)^#\|.*\n?', '', ''.join(cell['source'])))
 
 
 def add_contents(folder: Path) -> None:
@@ -97,19 +96,21 @@ def module_of(notebook: Path) -> str:
     return f'{notebook.parent.name}.{notebook.stem.split("_", 1)[1]}'
 
 
-def write_api_page(notebook: Path, folder: Path) -> None:
-    "One page for a module: signatures, docstrings, and the way to its notebook."
-    module = module_of(notebook)
+def write_api_page(package: str, folder: Path) -> None:
+    "One page for a package: signatures and docstrings of each module, and the way to its notebook."
     folder.mkdir(parents=True, exist_ok=True)
-    told = f'The notebook [{notebook.stem}](../nbs/{notebook.parent.name}/{notebook.name}) defines and explains it.'
-    automodule = f'```{{eval-rst}}\n.. automodule:: pe_advseg.{module}\n   :members:\n   :undoc-members:\n```'
-    (folder / f'{module}.md').write_text(f'# {module}\n\n{told}\n\n{automodule}\n', encoding='utf-8')
+    parts = [f'# {package}']
+    for notebook in sorted((ROOT / 'nbs' / package).glob('[0-9]*.ipynb')):
+        module = module_of(notebook)
+        parts.append(f'## {module}')
+        parts.append(f'The notebook [{notebook.stem}](../nbs/{package}/{notebook.name}) defines and explains it.')
+        parts.append(f'```{{eval-rst}}\n.. automodule:: pe_advseg.{module}\n   :members:\n   :undoc-members:\n```')
+    (folder / f'{package}.md').write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
 
 
 def write_api_index(folder: Path) -> None:
-    names = sorted((path.stem for path in folder.glob('*.md')), key=lambda name: PACKAGES.index(name.split('.')[0]))
     text = '# API\n\nEvery public function and class: signature, docstring, and the comments beside its parameters.\n\n'
-    text += '```{toctree}\n:maxdepth: 1\n\n' + '\n'.join(names) + '\n```\n'
+    text += '```{toctree}\n:maxdepth: 1\n\n' + '\n'.join(PACKAGES) + '\n```\n'
     (folder / 'index.md').write_text(text, encoding='utf-8')
 
 
@@ -153,8 +154,22 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--out', type=Path, default=ROOT / '_docs')
     out = options.parse_args().out.resolve()
+    shutil.rmtree(out, ignore_errors=True)
     stage(out / 'source')
-    command = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-d', str(out / 'doctrees')]
+    command = [
+        sys.executable,
+        '-m',
+        'sphinx',
+        '-q',
+        '-W',
+        '--keep-going',
+        '-j',
+        '2',
+        '-b',
+        'html',
+        '-d',
+        str(out / 'doctrees'),
+    ]
     if subprocess.run([*command, str(out / 'source'), str(out / 'html')]).returncode:
         sys.exit('the site has warnings: see above')
     broken = broken_links(out / 'html')

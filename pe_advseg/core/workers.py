@@ -8,7 +8,6 @@ __all__ = ['hidden_main_module', 'death_of_worker', 'started_pool', 'submit', 'r
 # %% ../../nbs/core/02_workers.ipynb #1821775c
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ import types
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 
 from tqdm import tqdm
 
@@ -111,7 +111,7 @@ def submit(pool: ProcessPoolExecutor, function, job: tuple) -> Future:
 def reason_to_stay(function, job: tuple, begin=None, begin_with: tuple = ()) -> str | None:
     "Why function(*job) cannot be sent to another process; None where it can."
     try:
-        sent = pickle.dumps((function, job, begin, begin_with))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        sent = bytes(ForkingPickler.dumps((function, job, begin, begin_with)))
+    except Exception as error:  # whatever keeps an object from being sent
         return str(error)
     return 'it is defined in the main script or notebook' if b'__main__' in sent else None
