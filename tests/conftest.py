@@ -45,3 +45,13 @@ def refused():
         return caught.value
 
     return check
+
+
+@pytest.fixture
+def case(tmp_path):
+    "A folder, a scan in it, its volume, and the numbers of its emboli."
+    from support.review_scans import on_disk
+
+    scan = tmp_path / 'scans' / 'patient1'
+    volume, numbers = on_disk(scan, 1)
+    return tmp_path, scan, volume, numbers

@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import uid
-from support.scansa_series import (
+from support.spoiled_series import (
     ALL,
     AXIAL,
     SECRETS,
@@ -30,6 +30,7 @@ from support.scansa_series import (
     refused,
     same_world,
     save,
+    set_dates,
     tags,
     tilted,
     without_identity,
@@ -191,16 +192,7 @@ def turned(matrix):
 
 def enhanced(shared=True, kind=None):
     def apply(slices):
-        for dataset in slices:
-            for keyword, value in dict(
-                ContentDate='20000101',
-                ContentTime='000000',
-                AcquisitionDate='20000101',
-                AcquisitionTime='000000',
-                StudyDate='20000101',
-                StudyTime='000000',
-            ).items():
-                setattr(dataset, keyword, value)
+        set_dates(slices)
         if not shared:
             for number, dataset in enumerate(slices):
                 dataset.RescaleIntercept = -1024 - number

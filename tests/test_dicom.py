@@ -19,7 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from scipy.spatial.transform import Rotation
-from support.scansa_series import AXIAL, SECRETS, datasets, make_volume, move, refused, same_world, save, tilted
+from support.spoiled_series import (
+    AXIAL,
+    SECRETS,
+    datasets,
+    make_volume,
+    move,
+    refused,
+    same_world,
+    save,
+    set_dates,
+    tilted,
+)
 
 import pe_advseg.scans.slice_header as slice_header
 from pe_advseg.core.errors import InputError, MaskError
@@ -208,16 +219,7 @@ def test_a_panic_in_a_decoder_becomes_an_input_error(tmp_path, monkeypatch):
 
 def test_a_multiframe_file_is_parsed_once_however_many_frames_it_has(tmp_path, monkeypatch):
     slices = datasets(make_volume(), tmp_path / 'good')
-    for dataset in slices:
-        for keyword, value in dict(
-            ContentDate='20000101',
-            ContentTime='000000',
-            AcquisitionDate='20000101',
-            AcquisitionTime='000000',
-            StudyDate='20000101',
-            StudyTime='000000',
-        ).items():
-            setattr(dataset, keyword, value)
+    set_dates(slices)
     made = highdicom.legacy.LegacyConvertedEnhancedCTImage(slices, '2.25.9', 1, '2.25.99', 1)
     made.compress(RLELossless, generate_instance_uid=False)
     save([made], tmp_path / 's')

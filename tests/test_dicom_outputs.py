@@ -18,7 +18,7 @@ import pytest
 import SimpleITK
 from pydicom.sr.codedict import codes
 from skimage.draw import polygon2mask
-from support.scansb_dicom import CASES, by_dcmqi, by_highdicom, by_polygons, emboli, make_volume, number_of, written
+from support.dicom_readers import CASES, by_dcmqi, by_highdicom, by_polygons, emboli, make_volume, number_of, written
 
 from pe_advseg.core.errors import InputError
 from pe_advseg.data.layouts import find_studies

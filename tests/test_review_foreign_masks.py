@@ -19,14 +19,6 @@ ORDERS = [
 ]
 
 
-@pytest.fixture
-def case(tmp_path):
-    "A folder, a scan in it, its volume, and the numbers of its emboli."
-    scan = tmp_path / 'scans' / 'patient1'
-    volume, numbers = on_disk(scan, 1)
-    return tmp_path, scan, volume, numbers
-
-
 @pytest.mark.parametrize('seed', [0, 1])
 def test_nifti_in_every_orientation(tmp_path, seed):
     "nibabel stores the axes in all 48 orders; the scan's own HU say where each embolus must land."

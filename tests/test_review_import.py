@@ -23,14 +23,6 @@ from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.scans.write_series import write_series
 
 
-@pytest.fixture
-def case(tmp_path):
-    "A folder, a scan in it, its volume, and the numbers of its emboli."
-    scan = tmp_path / 'scans' / 'patient1'
-    volume, numbers = on_disk(scan, 1)
-    return tmp_path, scan, volume, numbers
-
-
 @pytest.mark.parametrize('kind', ['nifti', 'nrrd', 'seg'])
 @pytest.mark.parametrize('axes', MIRRORS, ids=lambda axes: ''.join('zyx'[a] for a in axes) or 'straight')
 def test_planted_mirrors_are_refused(case, kind, axes):

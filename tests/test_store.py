@@ -38,14 +38,6 @@ from pe_advseg.scans.volume_files import read_volume
 from pe_advseg.scans.write_series import write_series
 
 
-@pytest.fixture
-def case(tmp_path):
-    "A folder, a scan in it, its volume, and the numbers of its emboli."
-    scan = tmp_path / 'scans' / 'patient1'
-    volume, numbers = on_disk(scan, 1)
-    return tmp_path, scan, volume, numbers
-
-
 def test_a_version_says_everything(case):
     root, scan, volume, numbers = case
     annotation = annotated(root / 'out' / study_name(volume), volume, numbers)

@@ -2,7 +2,6 @@
 
 import ast
 import configparser
-import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -17,6 +16,7 @@ from support.repository import (
     cells,
     code_of,
     exported,
+    load_tool,
     module_of,
     name,
     repository_files,
@@ -118,15 +118,8 @@ def test_the_package_opens_without_side_effects():
     assert len(lines) == 1 and lines[0].startswith('__version__')
 
 
-def load_readme_tool():
-    found = importlib.util.spec_from_file_location('readme_tool', ROOT / 'tools' / 'readme.py')
-    tool = importlib.util.module_from_spec(found)
-    found.loader.exec_module(tool)
-    return tool
-
-
 def test_readme_is_made_from_the_index():
-    assert (ROOT / 'README.md').read_text(encoding='utf-8') == load_readme_tool().readme(), 'run `make readme`'
+    assert (ROOT / 'README.md').read_text(encoding='utf-8') == load_tool('readme').readme(), 'run `make readme`'
 
 
 def test_links_of_the_readme_lead_somewhere():
@@ -136,7 +129,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 
 def test_readme_links_are_rewritten():
-    tool = load_readme_tool()
+    tool = load_tool('readme')
     assert (
         tool.from_the_top('![a](../figures/x.png) [b](00_paths.ipynb) [c](https://d.e/f) [g](#h)')
         == '![a](figures/x.png) [b](nbs/00_paths.ipynb) [c](https://d.e/f) [g](#h)'

@@ -154,7 +154,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--out', type=Path, default=ROOT / '_docs')
     out = options.parse_args().out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
+    for made in ('html', 'doctrees'):  # and `source`, which is staged anew; whatever else lies in the folder stays
+        shutil.rmtree(out / made, ignore_errors=True)
     stage(out / 'source')
     command = [
         sys.executable,

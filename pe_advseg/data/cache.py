@@ -15,26 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.lesions import label_lesions
+from ..core.lesions import bounding_box, label_lesions
 from .arrays import open_slices
 from .content_digests import content_digest, json_digest
 from .studies import Study
 
 # %% ../../nbs/data/16_cache.ipynb #9bc7997e
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    "The smallest box around what is not 0; empty slices if there is nothing."
-    found = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(places[0], places[-1] + 1) if len(places) else slice(0, 0) for places in found)
-
-
 def embolus_points(
     mask: np.ndarray,  # (z, y, x); 0 and 1, or a number per embolus
 ) -> np.ndarray:  # int32 (n, 4): embolus (counted from 0), z, y, x; sorted by embolus, then z
     "Return every clot pixel and its embolus. A mask of 0 and 1 is parted into lesions (`core.lesions`)."
-    box = _bounding_box(mask)
-    part = mask[box]  # labelling the box saves memory
-    if not part.size:
+    box = bounding_box(mask)
+    if box is None:
         return np.zeros((0, 4), np.int32)
+    part = mask[box]  # labelling the box saves memory
     ids = part if part.max() > 1 else label_lesions(part)[0]
     points = np.argwhere(ids)
     numbers = np.unique(ids[tuple(points.T)], return_inverse=True)[1]

@@ -12,13 +12,7 @@ import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
-from ..core.lesions import label_lesions
-
-# %% ../../nbs/evaluation/08_emboli.ipynb #38f7f672
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    "Return the smallest box that holds the mask; None for an empty one."
-    found = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(places[0], places[-1] + 1) for places in found) if len(found[0]) else None
+from ..core.lesions import bounding_box, label_lesions
 
 # %% ../../nbs/evaluation/08_emboli.ipynb #2b7c101f
 def number_emboli(
@@ -28,7 +22,7 @@ def number_emboli(
 ) -> np.ndarray:  # uint16 (z, y, x): 0, or the number of the embolus, largest first
     "Return connected pieces, numbered by size. Raises ValueError for more than 65,535 of them."
     numbers = np.zeros(mask.shape, np.uint16)
-    box = _bounding_box(mask)  # labelling the box saves time and memory
+    box = bounding_box(mask)  # labelling the box saves time and memory
     if box is None:
         return numbers
     pieces, count = label_lesions(mask[box])

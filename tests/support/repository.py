@@ -1,6 +1,7 @@
 """What lies in the repository: notebooks, their cells, modules, tracked files. No notebook is run."""
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -9,19 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = [
-    'core',
-    'scans',
-    'models',
-    'phantom',
-    'data',
-    'training',
-    'evaluation',
-    'annotation',
-    'review',
-    'lab',
-    'cli',
-]  # as data flows
+
+
+def load_tool(tool: str):
+    "A script of tools/ as a module."
+    found = importlib.util.spec_from_file_location(f'{tool}_tool', ROOT / 'tools' / f'{tool}.py')
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+PACKAGES = load_tool('docs').PACKAGES  # as data flows
 NOTEBOOKS = sorted(path for path in (ROOT / 'nbs').rglob('*.ipynb') if '/.' not in path.as_posix())
 EXPERIMENTS = [path for path in NOTEBOOKS if path.parent.name == 'experiments']
 PAGES = [path for path in NOTEBOOKS if path.parent.name == 'pages']
