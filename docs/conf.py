@@ -2,14 +2,8 @@
 
 import inspect
 import re
-import sys
-from pathlib import Path
 
 from fastcore.docments import docments
-
-# tools/docs.py copies this file to _docs/source, two folders below the top of the project
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / 'settings.ini').exists())
-sys.path.insert(0, str(ROOT))
 
 project = 'pe_advseg'
 author = 'The pe_advseg authors'

@@ -8,6 +8,7 @@ The build needs no network. Warnings of Sphinx are errors.
 import argparse
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -171,7 +172,8 @@ def main() -> None:
         '-d',
         str(out / 'doctrees'),
     ]
-    if subprocess.run([*command, str(out / 'source'), str(out / 'html')]).returncode:
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}  # the API pages are of this checkout
+    if subprocess.run([*command, str(out / 'source'), str(out / 'html')], env=environment).returncode:
         sys.exit('the site has warnings: see above')
     broken = broken_links(out / 'html')
     if broken:
