@@ -56,7 +56,7 @@ test: install  ## clean and export leave no diff, the site builds, every noteboo
 	@$(BIN)/python tools/sync.py --check
 	@$(BIN)/python tools/docs.py
 	$(CALM) $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(CALM) $(BIN)/python -m pytest
+	$(CALM) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: install  ## the site, from the notebooks, in _docs/html (no notebook is run, no network needed)
 	@$(BIN)/python tools/docs.py

@@ -19,7 +19,7 @@ from support.review_scans import AXIAL, annotated, files, highdicom_seg, make, o
 
 from pe_advseg.annotation.annotation import Annotation, write_arrays
 from pe_advseg.core.errors import InputError, MaskError
-from pe_advseg.core.paths import whole_folder
+from pe_advseg.core.paths import whole_folder, write_whole
 from pe_advseg.core.probability import to_bytes
 from pe_advseg.core.volume import Volume
 from pe_advseg.data.layouts import find_studies
@@ -27,6 +27,7 @@ from pe_advseg.data.read_study import read_embolus_ids, read_study
 from pe_advseg.data.sources import is_synthetic
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.phantom.phantom_files import write_hospital
+from pe_advseg.review import store as store_module
 from pe_advseg.review.foreign_masks import read_corrected
 from pe_advseg.review.history import corrections_table, history, read_correction
 from pe_advseg.review.import_correction import import_correction
@@ -253,6 +254,15 @@ def test_processes_at_once_get_numbers_of_their_own(case):
         np.testing.assert_array_equal(
             read_correction(root / 'store', volume, r['version'])[0] > 0, numbers == int(r['reviewer'][1])
         )
+
+
+def test_a_store_that_another_process_makes_in_between_is_opened(tmp_path, monkeypatch):
+    def made_meanwhile(folder):
+        write_whole(folder / 'corrections.json', '{"what": "corrections"}')
+        return False
+
+    monkeypatch.setattr(store_module, '_is_free', made_meanwhile)
+    assert store_module.open_store(tmp_path / 'new', make=True) == tmp_path / 'new'
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system has no SIGKILL')

@@ -49,10 +49,11 @@ def open_store(
 ) -> Path:
     "Return the folder of a store. Raises InputError if it is something else."
     store = Path(store)
+    # another process may make it in between: a folder that is not free after that is a store by the next line
+    can_be_made = make and _is_free(store)
     try:
         if _is_store(store):
             return store
-        can_be_made = make and _is_free(store)
     except ValueError:
         can_be_made = False
     if not can_be_made:
