@@ -96,7 +96,7 @@ def test_a_mask_that_may_be_another_patients(case):
     assert import_correction(path, scan, root / 'store', 'AB', annotation).status == 'saved'
 
 
-def test_doubts_are_shown_and_count(case):
+def test_warnings_are_shown_and_count(case):
     "The mask also covers what is bright; what it began from does not. And what nobody can prove is said in the table."
     root, scan, volume, numbers = case
     hu = volume.hu.copy()

@@ -60,7 +60,7 @@ def test_everybody_is_listed_once_whatever_the_order_they_come_in(rows, seed, ra
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 250), min_size=8, max_size=64), st.integers(1, 100), st.integers(0, 2**32 - 1))
-def test_doubt_agrees_with_scipy_voxel_by_voxel(values, wanted, seed):
+def test_entropy_agrees_with_scipy_voxel_by_voxel(values, wanted, seed):
     probability = np.array(values, np.uint8).reshape(1, 1, -1)
     confidence = np.random.default_rng(seed).integers(0, 251, probability.shape).astype(np.uint8)
     found = probability > 125

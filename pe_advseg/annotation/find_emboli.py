@@ -92,8 +92,8 @@ DICE_ESTIMATE = ('estimated_dice', 'estimated_dice_low', 'estimated_dice_high')
 
 def trust_in(annotator: Annotator, volume: Volume, numbers: np.ndarray, found, threshold: float) -> dict:
     "The estimated Dice with its interval, what it rests on, and warnings; `found` is what `predict_volume` returned."
-    doubts = outline_uncertainty(numbers > 0, found.probability, found.confidence)
-    trust = assess(annotator.trusts, scan_properties(volume), doubts, threshold)
+    uncertainty = outline_uncertainty(numbers > 0, found.probability, found.confidence)
+    trust = assess(annotator.trusts, scan_properties(volume), uncertainty, threshold)
     as_calibrated = dataclasses.replace(annotator.inference, batch=Inference.batch) == Inference()
     if trust['estimated_dice'] is not None and not as_calibrated:
         trust |= dict.fromkeys(DICE_ESTIMATE)

@@ -23,12 +23,12 @@ def _numbered(pattern: str, numbers) -> list[str]:
     return [pattern.format(number) for number in numbers]
 
 
-_LATER = """
+_LATER_NUMBERS = """
 0032 0042 0109 0119 0135 0146 0156 0161 0169 0171 0189 0190 0200 0202 0233 0237 0280 0300 0314 0328 0329 0367 0404
 0425 0445 0450 0485 0501 0505 0516 0528 0560 0573 0574 0588 0592 0608 0641 0669 0678 0692 0736 0747 0751 0755 0768
 0773 0774 0778 0786 0833
 """
-CAD_PE_LATER = tuple(f'e{number}' for number in _LATER.split())
+CAD_PE_LATER = tuple(f'e{number}' for number in _LATER_NUMBERS.split())
 FUMPE_GROUPS = ([*range(1, 17), 21, 22, 23, *range(25, 32), 34], [17, 18, 19, 20, 33, 35], [24, 32])
 CASES = {
     'FUMPE': [_numbered('PAT{:03d}', group) for group in FUMPE_GROUPS],

@@ -87,17 +87,17 @@ def _check_not_resampled(study: Study, volume: Volume) -> None:
 
 def _mask_notes(study: Study, volume: Volume, mask: np.ndarray, note: str) -> list[str]:
     "What is to be known of a mask. Raises MaskError where its numbers seem to mean several structures."
-    doubts = mask_doubts(volume, mask)
-    if doubts and 'embolus numbers' in note and not _is_numbered(study):
+    warnings = mask_doubts(volume, mask)
+    if warnings and 'embolus numbers' in note and not _is_numbered(study):
         raise MaskError(
             f'{study.patient}/{_mask_file(study)}',
-            f'{note}, but {doubts[0]}',
+            f'{note}, but {warnings[0]}',
             'If its numbers mean several structures, keep only clot',
         )
     notes = [note] if note else []
     if study.rule == 'numbered' and volume.spacing[0] > 2.9:
         notes.append(f'slices are {volume.spacing[0]:.1f} mm apart: often left out of CAD-PE')
-    return notes + doubts
+    return notes + warnings
 
 # %% ../../nbs/data/05_read_study.ipynb #43f644ee
 def _read(study: Study, interpret: Callable, options: dict) -> tuple[Volume, np.ndarray | None]:

@@ -88,7 +88,7 @@ def _draw_kind(tree: Tree, taken: np.ndarray, generator, volume: float) -> tuple
 
 # %% ../../nbs/phantom/12_emboli.ipynb #f7437b7f
 def lay_embolus(tree: Tree, taken: np.ndarray, generator, volume: float) -> Embolus:
-    "Make an embolus of `volume` mm3 (less, if the tree has no room) and mark its arteries in `taken` (n,)."
+    "Make an embolus of `volume` mm3, or less if the free arteries hold no more; mark its arteries in `taken` (n,)."
     kind, share, first = _draw_kind(tree, taken, generator, volume)
     pieces, artery, full, left, side = [], [], [], volume, generator.normal(size=3)
     for k in follow_arteries(tree, first, generator):

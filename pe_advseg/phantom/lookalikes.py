@@ -84,7 +84,8 @@ def contrast_dilutions(grid: VoxelGrid, hospital: Hospital, patient: Patient, ge
 def bolus_interruption(grid: VoxelGrid, hospital: Hospital, number: int) -> np.ndarray | None:
     """Return (z,) the share of their contrast that the arteries keep, or None where the bolus was not interrupted.
 
-    Gosselin et al. (J Thorac Imaging 2004) found an interruption in 37 % of scans, mostly by less than 100 HU."""
+    Gosselin et al. (J Thorac Imaging 2004;19:1) found an interruption in 37 % of 129 scans, in 46 % of these by less
+    than 100 HU."""
     generator = patient_generator(hospital, number, 6)
     if generator.uniform() >= hospital.interruption or not hospital.has('interruption'):
         return None

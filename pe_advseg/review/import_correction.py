@@ -34,15 +34,15 @@ class ImportResult:
     "What became of one file."
 
     file: str  # relative to what was given
-    study: str = ''  # 'study-1a2b3c4d'
+    study: str | None = None  # 'study-1a2b3c4d'
     status: str = 'refused'  # 'saved', 'would be saved' (dry run), 'already there' or 'refused'
     version: Path | None = None  # folder of the version in the store
-    kind: str = ''  # of file
+    kind: str | None = None  # of file
     emboli: int = 0
-    difference: str = ''  # in a line
-    orientation: str = ''  # what can be said of it
+    difference: str | None = None  # in a line
+    orientation: str | None = None  # what can be said of it
     notes: tuple = ()
-    error: str = ''  # cause and remedy, where it was refused
+    error: str | None = None  # cause and remedy, where it was refused
 
 # %% ../../nbs/review/23_import_correction.ipynb #ea97b48b
 def _check_file(path: Path, annotation, file: str) -> None:
@@ -101,13 +101,13 @@ def _examine(
         notes = [*notes, 'what it began from is not known: all of it counts as drawn by hand']
     named = _names_its_scan(path, file, volume, kind, notes)
     try:
-        orientation, doubts = check_orientation(numbers, before, volume, file, named)
+        orientation, warnings = check_orientation(numbers, before, volume, file, named)
     except MaskError as error:
         if not trust_header:
             raise
-        orientation, doubts = 'taken on trust', [error.cause]
+        orientation, warnings = 'taken on trust', [error.cause]
     difference = compare_masks(numbers * 0 if before is None else before, numbers, volume)
-    return Examined(numbers, kind, orientation, [*notes, *doubts], difference)
+    return Examined(numbers, kind, orientation, [*notes, *warnings], difference)
 
 # %% ../../nbs/review/23_import_correction.ipynb #a8e708f8
 def _result(file: str, study: str, examined: Examined) -> ImportResult:

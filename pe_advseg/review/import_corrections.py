@@ -35,7 +35,8 @@ class Imports(list):
         rows = []
         for result in self:
             what = result.error or '; '.join([result.difference, result.orientation, *result.notes])
-            rows.append([result.file, result.study, result.status, '' if result.error else result.emboli, what])
+            emboli = '' if result.error else result.emboli
+            rows.append([result.file, result.study or '', result.status, emboli, what])
         return pd.DataFrame(rows, columns=['file', 'study', 'status', 'emboli', 'what'])
 
     @property

@@ -60,15 +60,15 @@ def _refuse_stranger(as_is: float, volume: Volume, file: str) -> None:
 
 # %% ../../nbs/review/21_orientation.ipynb #776ac670
 def _compare_with_before(
-    mask: np.ndarray, before: np.ndarray, doubts: list[str], volume: Volume, file: str, named: bool
+    mask: np.ndarray, before: np.ndarray, warnings: list[str], volume: Volume, file: str, named: bool
 ) -> tuple[bool, str]:  # whether the orientation is proven; why, or why not
     "Compare a mask with the label that it started from, both bool (z, y, x). Raises MaskError."
     agreement = mirror_agreement(mask, before)
     as_is = agreement[()]
     best, axes = max((value, axes) for axes, value in agreement.items() if axes)
     _refuse_mirrored(as_is, best, axes, file)
-    if doubts and not mask_doubts(volume, before):
-        raise MaskError(file, f'{doubts[0]} What it started from lies well', TRUST)
+    if warnings and not mask_doubts(volume, before):
+        raise MaskError(file, f'{warnings[0]} What it started from lies well', TRUST)
     if not named:
         _refuse_stranger(as_is, volume, file)
     if as_is >= AGREES and as_is >= best + CLEARLY:
@@ -77,13 +77,13 @@ def _compare_with_before(
     return False, f'{as_is:.0%} of it agrees with what it started from, {mirrored}'
 
 # %% ../../nbs/review/21_orientation.ipynb #f1dbb6ea
-def _refuse_doubtful(mask: np.ndarray, doubts: list[str], volume: Volume, file: str) -> None:
-    "Raise MaskError for a mask with doubts, and say which mirror images have none."
-    if not doubts:
+def _refuse_with_warnings(mask: np.ndarray, warnings: list[str], volume: Volume, file: str) -> None:
+    "Raise MaskError for a mask with warnings, and say which mirror images have none."
+    if not warnings:
         return
     better = [_axis_names(axes) for axes in MIRRORS[1:] if not mask_doubts(volume, np.flip(mask, axes))]
     hint = f' Mirrored along {" or along ".join(better)} it would lie in soft tissue' if better else ''
-    raise MaskError(file, doubts[0] + hint, TRUST)
+    raise MaskError(file, warnings[0] + hint, TRUST)
 
 
 def check_orientation(
@@ -92,19 +92,19 @@ def check_orientation(
     volume: Volume,
     file: str,  # how to name the mask in errors
     named: bool = True,  # the file says by UID or digest that it belongs to this scan
-) -> tuple[str, list[str]]:  # what can be said; doubts
+) -> tuple[str, list[str]]:  # what can be said; warnings
     """Check that a mask does not lie mirrored.
 
-    Raises MaskError where a mirror image fits far better, where nothing speaks for a doubtful mask, and where a file
-    that names no scan shares next to nothing with what it started from.
+    Raises MaskError where a mirror image fits far better, where nothing speaks for a mask with warnings, and where
+    a file that names no scan shares next to nothing with what it started from.
     """
     mask = numbers > 0
     if not mask.any():
         return 'nothing is marked, so nothing can be mirrored', []
-    doubts, reason = mask_doubts(volume, mask), 'there is nothing to compare it with'
+    warnings, reason = mask_doubts(volume, mask), 'there is nothing to compare it with'
     if before is not None and before.any():
-        proven, reason = _compare_with_before(mask, before != 0, doubts, volume, file, named)
+        proven, reason = _compare_with_before(mask, before != 0, warnings, volume, file, named)
         if proven:
-            return reason, doubts
-    _refuse_doubtful(mask, doubts, volume, file)
+            return reason, warnings
+    _refuse_with_warnings(mask, warnings, volume, file)
     return f'not provable: {reason}', []

@@ -36,7 +36,9 @@ STRATEGIES = {
     'confidence': Strategy(
         'confidence', True, 'the discriminator trusts the outline at {:.2f}', 'a run with a discriminator'
     ),
-    'entropy': Strategy('entropy', False, '{:.2f} bits of doubt per voxel in the doubtful millilitre', 'an annotation'),
+    'entropy': Strategy(
+        'entropy', False, '{:.2f} bits of entropy per voxel in the least certain millilitre', 'an annotation'
+    ),
     'estimated_dice': Strategy('estimated_dice', True, 'it expects a Dice of {:.2f} of itself', 'a finding'),
     'diversity': Strategy(
         'embedding',

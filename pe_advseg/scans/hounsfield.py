@@ -99,7 +99,7 @@ def padding_mask(dataset: pydicom.Dataset, stored: np.ndarray, file: str) -> np.
     return padding if padding.any() else None
 
 # %% ../../nbs/scans/09_hounsfield.ipynb #20b31bae
-def _doubts(dataset: pydicom.Dataset, low: int, high: int, loss: str | None, file: str) -> list[str]:
+def _warnings(dataset: pydicom.Dataset, low: int, high: int, loss: str | None, file: str) -> list[str]:
     "Notes on a slice whose unpadded stored numbers run from `low` to `high`. Raises InputError for a senseless depth."
     bits = int(tag_number(dataset, 'BitsStored', 16, file))
     if not 1 <= bits <= 32:
@@ -132,7 +132,7 @@ def read_slice(
     assume_hu: bool = False,  # take stored numbers as HU where the rescale tags are missing
     out: np.ndarray | None = None,  # int16 (y, x): where to write the HU
 ) -> tuple[np.ndarray, list[str], tuple]:  # int16 HU (y, x), notes, (lowest, highest) HU of what is no padding
-    "Read the slice of a checked header in HU; the notes say what was repaired or is doubtful. Raises InputError."
+    "Read the slice of a checked header in HU; the notes say what was repaired or is uncertain. Raises InputError."
     dataset, file, notes = header.dataset, header.file, []
     slope, intercept = rescale_values(dataset, file, assume_hu)
     stored, loss = stored_numbers(header)
@@ -155,4 +155,4 @@ def read_slice(
     hu = _to_hu(stored, slope, intercept, out)
     if padding is not None:
         hu[padding] = AIR
-    return hu, notes + _doubts(dataset, low, high, loss, file), (low_hu, high_hu)
+    return hu, notes + _warnings(dataset, low, high, loss, file), (low_hu, high_hu)

@@ -50,7 +50,7 @@ def _extent(
     origin: np.ndarray,  # (3,) LPS mm
     axes: np.ndarray,  # (3, 3) of the box
 ) -> tuple[np.ndarray, np.ndarray]:  # lowest and highest place of the stack along each axis of the box, mm
-    "How much room a stack takes in a box."
+    "The extent of a stack in a box."
     corners = np.stack(np.meshgrid(*[[0, n - 1] for n in shape], indexing='ij'), -1).reshape(-1, 3)
     along_axes = (corners @ to_patient.T + origin) @ axes
     return along_axes.min(0), along_axes.max(0)
