@@ -69,7 +69,7 @@ def test_which_scan_a_file_belongs_to(ward):
         folder.mkdir(parents=True)
         write(folder)
         [result] = import_corrections(folder, root / 'scans', root / 'store' / way.split()[0], 'AB')
-        assert (result.study, result.error) == (study_name(volume), ''), way
+        assert (result.study, result.error) == (study_name(volume), None), way
         np.testing.assert_array_equal(read_correction(root / 'store' / way.split()[0], volume)[0], numbers)
     write_nifti(root / 'inbox/somebody.nii.gz', numbers, volume)
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store/x', 'AB')

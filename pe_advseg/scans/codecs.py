@@ -20,7 +20,7 @@ from .header import PIXEL_TAGS
 
 # %% ../../nbs/scans/07_codecs.ipynb #d7ad67f4
 def wrong_pixel_size(have: int, want: int, shape: tuple, file: str) -> InputError:
-    "Return the error for pixel data of another length in bytes than the header promises."
+    "Return the error for pixel data of another length in bytes than the header states."
     cause = f'has {have} bytes of pixels where {shape[0]} x {shape[1]} needs {want}'
     return InputError(file, cause, 'It was cut short or its header is wrong; copy it again')
 

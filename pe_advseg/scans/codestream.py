@@ -113,10 +113,10 @@ def _unboxed(frame: bytes, loss: str | None) -> Codestream:
 def check_frame(
     frame: bytes,  # one compressed frame
     syntax: uid.UID,  # its transfer syntax
-    shape: tuple,  # (rows, columns) that the header promises
+    shape: tuple,  # (rows, columns) that the header states
     file: str,  # how to name the file in errors
 ) -> str | None:  # how it is lossy, None if it is not
-    "Check that a compressed frame declares the grey picture that the header promises. Raises InputError."
+    "Check that a compressed frame declares the grey picture that the header states. Raises InputError."
     if syntax not in JPEG | JPEG_2000:
         return None
     found = inspect_codestream(frame)
@@ -128,8 +128,8 @@ def check_frame(
         except Exception:
             raise damaged_pixels(syntax, file) from None
     if found.shape != shape:
-        declared, promised = (f'{rows} x {columns}' for rows, columns in (found.shape, shape))
-        cause = f'its compressed picture is {declared}, its header says {promised}'
+        declared, stated = (f'{rows} x {columns}' for rows, columns in (found.shape, shape))
+        cause = f'its compressed picture is {declared}, its header says {stated}'
         raise InputError(file, cause, 'Do not trust this file; export it again')
     if found.components != 1:
         cause = f'its compressed picture has {found.components} colours'
