@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def no_home(monkeypatch):
     monkeypatch.delenv('PE_ADVSEG_HOME', raising=False)
+
+
+def old_folder(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / 'a').write_text('old')
+    return folder
 
 
 @pytest.mark.parametrize('start', ['.', 'nbs', 'nbs/experiments', 'tests'])
@@ -111,6 +118,81 @@ def test_a_folder_that_is_there_is_not_touched(tmp_path):
         (tmp_path / 'other' / 'a').write_text('theirs')
     assert (tmp_path / 'other' / 'a').read_text() == 'theirs'
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ['other', 'result']
+
+
+def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path):
+    target = tmp_path / 'result'
+    for content in ('old', 'new'):
+        with paths.whole_folder(target, replace=True) as folder:
+            assert not target.exists() or (target / 'old').exists()
+            (folder / content).write_text(content)
+    assert [entry.name for entry in target.iterdir()] == ['new'] and [*tmp_path.iterdir()] == [target]
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failed_replacement_leaves_the_old_folder(tmp_path, error):
+    old_folder(tmp_path / 'result')
+    with pytest.raises(error), paths.whole_folder(tmp_path / 'result', replace=True) as folder:
+        (folder / 'a').write_text('half')
+        raise error
+    assert (tmp_path / 'result' / 'a').read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('failing', [1, 2])
+def test_a_failed_rename_leaves_the_old_folder(tmp_path, monkeypatch, failing):
+    old_folder(tmp_path / 'result')
+    rename, calls = os.rename, []
+
+    def fail_once(source, target):
+        calls.append(source)
+        if len(calls) == failing:
+            raise PermissionError(source)
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', fail_once)
+    with pytest.raises(InputError), paths.whole_folder(tmp_path / 'result', replace=True):
+        pass
+    assert (tmp_path / 'result' / 'a').read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / 'result').write_text('a file')
+    with pytest.raises(InputError, match='there already'), paths.whole_folder(tmp_path / 'result', replace=True):
+        pass
+    assert (tmp_path / 'result').read_text() == 'a file'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='kill -9 is a POSIX matter')
+@pytest.mark.parametrize('at, found', [('first', 'old'), ('second', 'old'), ('delete', 'new')])
+@pytest.mark.parametrize('replace', [True, False])
+def test_a_killed_replacement_loses_no_folder(tmp_path, at, found, replace):
+    "Killed before the first rename, between the two, or before the old folder is deleted."
+    target = old_folder(tmp_path / 'result')
+    code = f"""
+        import os, shutil, signal
+        from pe_advseg.core import paths
+        rename, calls = os.rename, []
+        def die(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGKILL)
+        def rename_or_die(source, target):
+            calls.append(source)
+            if len(calls) == {['first', 'second', 'delete'].index(at) + 1}:
+                die()
+            rename(source, target)
+        with paths.whole_folder({str(target)!r}, replace=True) as folder:
+            (folder / 'a').write_text('new')
+            os.rename, shutil.rmtree = rename_or_die, die
+    """
+    killed = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    with paths.whole_folder(tmp_path / 'another'):  # removes what killed processes have left
+        pass
+    refused = nullcontext() if replace else pytest.raises(InputError, match='there already')
+    with refused, paths.whole_folder(target, replace=replace) as folder:
+        assert (target / 'a').read_text() == found
+        (folder / 'a').write_text('newest')
+    assert (target / 'a').read_text() == ('newest' if replace else found)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ['another', 'result']
 
 
 def test_folders_of_running_processes_and_other_machines_stay(tmp_path):

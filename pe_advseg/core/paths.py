@@ -115,15 +115,17 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
 
 # %% ../../nbs/core/01_paths.ipynb #4348fcc1
 @contextmanager
-def whole_folder(path: str | Path):  # where the folder shall be; the folder above is created
+def whole_folder(path: str | Path, replace: bool = False):
     """Yield a temporary folder to write into; it becomes `path` in one step when the block ends well.
 
-    Otherwise it is deleted. Raises InputError if `path` is there already, before or after the block."""
+    Otherwise it is deleted. The folder above is created. An older `path` stays until the block has ended well and is
+    then deleted with `replace`; without it, or if it is a file, InputError is raised, before or after the block."""
     path = Path(path)
     remedy = 'Choose another folder, or move this one away'
-    if path.exists():
-        raise InputError(path.name, 'is there already, and nothing is overwritten', remedy)
     _made(path.parent)
+    _settle_replacement(path)
+    if path.exists() and not (replace and path.is_dir()):
+        raise InputError(path.name, 'is there already, and nothing is overwritten', remedy)
     _remove_left_by_killed(path.parent)
     prefix = f'.partial-{_host_digest()}-{os.getpid()}-'
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, ignore_cleanup_errors=True) as partial:
@@ -131,9 +133,32 @@ def whole_folder(path: str | Path):  # where the folder shall be; the folder abo
         inside.mkdir()
         yield inside
         try:
-            os.rename(inside, path)  # a folder that is not empty is never replaced
+            _put_in_place(inside, path, replace)
         except OSError:
             raise InputError(path.name, 'has come to be there meanwhile', remedy) from None
+
+# %% ../../nbs/core/01_paths.ipynb #7ce5e4ba
+def _put_in_place(new: Path, path: Path, replace: bool) -> None:
+    "Rename `new` to `path`, in place of an older folder if `replace`. Raises OSError, and then the older one stays."
+    try:
+        if replace and path.exists():
+            os.rename(path, _aside(path))
+        os.rename(new, path)  # a folder that is not empty is never replaced
+    finally:
+        _settle_replacement(path)
+
+
+def _aside(path: Path) -> Path:
+    "Where an older folder lies while a new one takes its place."
+    return path.with_name(f'.replaced-{path.name}')
+
+
+def _settle_replacement(path: Path) -> None:
+    "Delete the folder that was put aside if a new one is in its place; otherwise put it back."
+    if path.exists():
+        shutil.rmtree(_aside(path), ignore_errors=True)
+    elif _aside(path).exists():
+        os.rename(_aside(path), path)
 
 # %% ../../nbs/core/01_paths.ipynb #773a1870
 def _host_digest() -> str:

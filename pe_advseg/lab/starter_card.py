@@ -7,11 +7,11 @@ __all__ = ['CARD', 'LIMIT', 'starter_card', 'ship_starter']
 
 # %% ../../nbs/lab/25_starter_card.ipynb #c6e10113
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
 
+from ..core.paths import whole_folder
 from ..data.cache import CachedStudy
 from ..models.networks import count
 from ..training.config import TrainConfig
@@ -117,17 +117,11 @@ def ship_starter(run, target, card: str) -> Path:
     Raises TrainingError if the run is not finished, ValueError if it is too large; then nothing is replaced.
     """
     target = Path(target)
-    making = target.with_name(f'.making-{target.name}')
-    shutil.rmtree(making, ignore_errors=True)
-    slim_run(run, making)
-    try:
+    with whole_folder(target, replace=True) as making:
+        making.rmdir()  # slim_run makes it
+        slim_run(run, making)
         _check_size(making)
-    except ValueError:
-        shutil.rmtree(making)
-        raise
-    (making / 'README.md').write_text(card, encoding='utf-8')
-    for path in making.iterdir():
-        path.chmod(0o644)  # whoever installs the package may read them
-    shutil.rmtree(target, ignore_errors=True)
-    making.rename(target)
+        (making / 'README.md').write_text(card, encoding='utf-8')
+        for path in making.iterdir():
+            path.chmod(0o644)  # whoever installs the package may read them
     return target
