@@ -1,5 +1,6 @@
 """Figures that can be told apart, that leave nothing open, and that say what they show."""
 
+import itertools
 import json
 import warnings
 
@@ -143,7 +144,7 @@ def texts(axis) -> list[str]:
 def test_forest_plot_says_what_is_not_defined():
     nan = float('nan')
     figure = draw(forest_plot(forest_table(oracle=(nan, nan, nan), x=(0.1, nan, nan)), DIFFERENCE))
-    assert texts(figure.axes[0]) == ['not defined', '+0.100  no interval']
+    assert texts(figure.axes[0]) == ['not defined', '+0.100 no interval']
 
 
 def test_forest_panels_share_scale_and_rows():
@@ -152,11 +153,11 @@ def test_forest_panels_share_scale_and_rows():
     assert len({axis.get_xlim() for axis in figure.axes}) == 1
     low, high = figure.axes[0].get_xlim()
     assert low < -5 and high > 1
-    assert texts(figure.axes[0]) == ['–', '+0.100  [+0.000, +0.200]']
+    assert texts(figure.axes[0]) == ['–', '+0.10 [0.00, 0.20]']
     assert [bool(''.join(label.get_text() for label in axis.get_yticklabels())) for axis in figure.axes] == [
         True,
         False,
-        True,
+        False,
         False,
     ]
 
@@ -164,7 +165,7 @@ def test_forest_panels_share_scale_and_rows():
 def test_forest_reference_has_no_difference_but_a_row():
     table = forest_table(supervised=(0, 0, 0), x=(0.1, 0.0, 0.2))
     figure = draw(forest_plot(table, [Measure(), DIFFERENCE], reference='supervised'))
-    assert texts(figure.axes[0])[0] == '0.000  [0.000, 0.000]' and texts(figure.axes[1])[0] == 'reference'
+    assert texts(figure.axes[0])[0] == '0.000 [0.000, 0.000]' and texts(figure.axes[1])[0] == 'reference'
 
 
 def test_forest_axis_is_reversed_where_less_is_better():
@@ -179,6 +180,30 @@ def test_forest_plot_is_not_clipped():
     )
     box = figure.get_tightbbox()
     assert box.x0 >= -0.01 and box.x1 <= figure.get_figwidth() + 0.01 and box.y0 >= -0.01
+
+
+def test_forest_texts_do_not_overlap():
+    "Two hospitals, two measures, long names: row names, numbers, ticks, labels and headings keep apart."
+    rows = dict.fromkeys(('supervised_augmented', 'supervised_many_hospitals', 'oracle'), (-0.123, -0.156, 0.101))
+    table = forest_table(**rows).assign(patients=[8, 9, 10], seeds=2)
+    change = Measure(label='difference from supervised, paired by patient', is_difference=True, less_is_better=True)
+    dice = Measure(label='Dice per patient with embolism, 95 % interval')
+    figure = draw(forest_plot({'source: harbour': table, 'target: valley': table}, [dice, change], title='subject'))
+    drawn = []
+    for axis in figure.axes:
+        low, high = sorted(axis.get_xlim())
+        ticks = axis.get_yticklabels() + [
+            tick for tick in axis.get_xticklabels() if low <= tick.get_position()[0] <= high
+        ]
+        drawn += [*axis.texts, *ticks, axis.xaxis.label, axis.title, axis._left_title]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in drawn if text.get_text()]
+    assert len(boxes) > 30
+    clashes = [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
+    assert clashes == []
+
+
+def test_forest_numbers_have_no_negative_zero():
+    assert texts(draw(forest_plot(forest_table(x=(-1e-5, -1e-5, 0.1)))).axes[0]) == ['+0.000 [0.000, 0.100]']
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,10 @@ class Measure:
 
     @property
     def axis_label(self) -> str:
-        return self.label + (' (axis reversed: less is better)' if self.less_is_better else '')
+        "The label, a long one broken at its last comma, and in which direction the axis runs."
+        lines = self.label.rsplit(', ', 1) if len(self.label) > 32 else [self.label]
+        direction = '\n(axis reversed: less is better)' if self.less_is_better else ''
+        return ',\n'.join(lines) + direction
 
     def columns(self) -> list[str]:
         return [self.value, self.low, self.high, *(self.spread or ())]
@@ -55,19 +58,25 @@ def _draw_row(axis: Axes, row: int, values: Mapping, measure: Measure, colour: s
         axis.plot(ends, [row + 0.25] * 2, '|-', color=colour, linewidth=0.8, markersize=5)
 
 # %% ../../nbs/core/10_forest_plot.ipynb #6b22e5dc
-def _row_text(values: Mapping, measure: Measure) -> str:
-    "The estimate and its interval as they are printed beside a row."
-    sign = '+' if measure.is_difference else ''
+def _row_text(values: Mapping, measure: Measure, decimals: int) -> str:
+    "The estimate, signed if it is a difference, and its interval as they are printed beside a row."
     value, low, high = (values[name] for name in (measure.value, measure.low, measure.high))
     if not np.isfinite(value):
         return 'not defined'
+    sign = '+' if measure.is_difference else ''
+    estimate = f'{value:{sign}z.{decimals}f}'  # z: no minus before zero
     if not np.isfinite(low):
-        return f'{value:{sign}.3f}  no interval'
-    return f'{value:{sign}.3f}  [{low:{sign}.3f}, {high:{sign}.3f}]'
+        return f'{estimate} no interval'
+    return f'{estimate} [{low:z.{decimals}f}, {high:z.{decimals}f}]'
+
+
+def _decimals(limits: tuple[float, float]) -> int:
+    "Hundredths; thousandths on an axis that is shorter than a half."
+    return 2 if np.ptp(limits) >= 0.5 else 3
 
 # %% ../../nbs/core/10_forest_plot.ipynb #a13bc839
 def _draw_panel(
-    axis: Axes, rows: dict[str, Mapping], names: list[str], measure: Measure, reference: str | None
+    axis: Axes, rows: dict[str, Mapping], names: list[str], measure: Measure, reference: str | None, decimals: int
 ) -> None:
     "The rows of one table on one axis, with their numbers at the right."
     if measure.is_difference:
@@ -82,17 +91,18 @@ def _draw_panel(
             text = 'reference'
         elif name in rows:
             _draw_row(axis, row, rows[name], measure, colour, name == reference)
-            text = _row_text(rows[name], measure)
+            text = _row_text(rows[name], measure, decimals)
         place = dict(transform=axis.get_yaxis_transform(), va='center', fontfamily='monospace', fontsize=9)
         axis.text(1.03, row, text, color='#444444', **place)
 
 # %% ../../nbs/core/10_forest_plot.ipynb #224a20d0
 def _dress_panel(axis: Axes, limits: tuple[float, float], names: list[str], with_names: bool, measure: Measure) -> None:
     "Scale, label and names of the rows; the first row is on top."
-    axis.set(xlim=limits[::-1] if measure.less_is_better else limits, xlabel=measure.axis_label)
+    axis.set_xlim(limits[::-1] if measure.less_is_better else limits)
+    axis.set_xlabel(measure.axis_label, loc='left')  # it reaches below the numbers
     axis.set(ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)))
     axis.set_yticklabels([method_label(name) for name in names] if with_names else [])
-    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axis.tick_params(axis='y', length=0)
     axis.spines[['left', 'top', 'right']].set_visible(False)
     axis.grid(axis='y', visible=False)
@@ -143,30 +153,34 @@ def forest_plot(
     names = _row_names(list(panels.values()), label)
     scales = [_limits(list(panels.values()), measure) for measure in measures]
     figure, axes = _forest_axes(len(panels), len(measures), len(names))
-    for measure, limits, line in zip(measures, scales, axes, strict=True):
-        for axis, table in zip(line, panels.values(), strict=True):
-            rows = {str(row[label]): row for row in table.to_dict('records')}
-            _draw_panel(axis, rows, names, measure, reference)
-            _dress_panel(axis, limits, names, axis.get_subplotspec().is_first_col(), measure)
+    for table, line in zip(panels.values(), axes, strict=True):
+        rows = {str(row[label]): row for row in table.to_dict('records')}
+        for measure, limits, axis in zip(measures, scales, line, strict=True):
+            _draw_panel(axis, rows, names, measure, reference, _decimals(limits))
+            _dress_panel(axis, limits, names, axis is axes[0, 0], measure)
     _set_titles(figure, axes, title, panels)
     plt.close(figure)
     return figure
 
 # %% ../../nbs/core/10_forest_plot.ipynb #ac266ece
-def _forest_axes(panels: int, measures: int, rows: int):
-    "Figure and axes (measure, panel): measures below each other, or side by side for a single panel."
-    lines, columns = (1, measures) if panels == 1 else (measures, panels)
-    figsize = (3.4 + 4.4 * columns, 0.5 + (0.9 + 0.32 * rows) * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=figsize, squeeze=False, layout='constrained')
-    return figure, axes.reshape(measures, panels)
+def _forest_axes(panels: int, measures: int, rows: int) -> tuple[Figure, np.ndarray]:
+    "Figure and axes (panel, measure), all in one line, with a gap between panels."
+    columns = panels * measures
+    figure = plt.figure(
+        figsize=(2.8 + (4.6 if columns < 3 else 3.3) * columns, 1.3 + 0.32 * rows), layout='constrained'
+    )
+    widths = ([1] * measures + [0.06]) * panels
+    grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
+    axes = [figure.add_subplot(place) for place, width in zip(grid, widths, strict=True) if width == 1]
+    return figure, np.array(axes).reshape(panels, measures)
 
 
 def _set_titles(figure: Figure, axes: np.ndarray, title: str, panels: dict[str, DataFrame]) -> None:
     "The subject of the figure, and name and counts of each panel."
-    headings = {name: _with_counts(name, table) for name, table in panels.items()}
+    headings = [_with_counts(name, table) for name, table in panels.items()]
     if len(panels) > 1:
-        for axis, heading in zip(axes[0], headings.values(), strict=True):
-            axis.set_title(heading, loc='left', fontsize=10)
+        for axis, heading in zip(axes[:, 0], headings, strict=True):
+            axis.set_title(heading, loc='left', fontsize=10)  # it reaches over the measures to the right
     else:
         ((name, table),) = panels.items()
         title = _with_counts(title or name, table)

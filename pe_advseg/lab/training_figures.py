@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..core.figure_style import METHOD_COLOURS, method_label
 from ..core.learning_curves import learning_curves
-from .paper_figures import SITES
+from .paper_figures import site_titles
 
 # %% ../../nbs/lab/11_training_figures.ipynb #8bf20e41
 def _draw_shares(axis: Axes, mean: pd.DataFrame) -> None:
@@ -68,16 +68,16 @@ def curves_figure(
 # %% ../../nbs/lab/11_training_figures.ipynb #8c2f5c18
 def thresholds_figure(table: pd.DataFrame) -> Figure:
     "Draw three scores of one model with the thresholds of the release and with one; a panel per hospital."
-    sites = table.site.unique()
-    figure, axes = plt.subplots(1, len(sites), figsize=(9, 2.6), squeeze=False, sharey=True, layout='constrained')
-    for axis, site in zip(axes[0], sites, strict=True):
+    titles = site_titles(table)
+    figure, axes = plt.subplots(1, len(titles), figsize=(9, 2.6), squeeze=False, sharey=True, layout='constrained')
+    for axis, (site, title) in zip(axes[0], titles.items(), strict=True):
         for offset, row in enumerate(table[table.site == site].to_dict('records')):
             heights = [row[name] for name in ('iou', 'dice', 'sensitivity')]
             places = np.arange(3) + 0.38 * (offset - 0.5)
             bars = axis.bar(places, heights, 0.36, label=row['thresholds'], color=('#CC79A7', '#0072B2')[offset])
             axis.bar_label(bars, fmt='%.2f', fontsize=8)
         axis.set(xticks=range(3), xticklabels=['IoU', 'Dice', 'sensitivity'], ylim=(0, 1.1))
-        axis.set_title(f'the same model, {SITES[site]}')
+        axis.set_title(f'the same model, {title}')
     axes[0, 0].legend(loc='upper left', fontsize=8)
     plt.close(figure)
     return figure
@@ -86,13 +86,14 @@ def thresholds_figure(table: pd.DataFrame) -> Figure:
 def cost_figure(table: pd.DataFrame) -> Figure:
     "Draw Dice against the processor seconds of a training step; `table` as experiment 02 writes it."
     figure, axis = plt.subplots(figsize=(9, 3.4), layout='constrained')
+    titles = site_titles(table)
     for site, marker in (('source', 'o'), ('target', 's')):
         here = table[table.site == site]
-        axis.scatter(here.seconds_per_step, here.dice, marker=marker, label=SITES[site], zorder=3)
+        axis.scatter(here.seconds_per_step, here.dice, marker=marker, label=titles[site], zorder=3)
     for name, part in table.groupby('method', sort=False):
         axis.plot(part.seconds_per_step, part.dice, color='#BBBBBB', linewidth=1)
-        top = (part.seconds_per_step.iloc[0], part.dice.max())
-        axis.annotate(name, top, xytext=(0, 6), textcoords='offset points', ha='center', fontsize=7)
+        lower = (part.seconds_per_step.iloc[0], part.dice.min())
+        axis.annotate(name, lower, xytext=(0, -7), textcoords='offset points', ha='center', va='top', fontsize=7)
     axis.margins(x=0.12, y=0.15)
     axis.set(xscale='log', xlabel='processor seconds of a training step (one thread)', ylabel='Dice per patient')
     axis.legend(fontsize=7)
