@@ -28,6 +28,13 @@ def _two_classes(probability: torch.Tensor) -> torch.Tensor:
         raise ValueError(f'discriminator: the map must be (n, 1, h, w), given {tuple(probability.shape)}')
     return torch.cat([1 - probability, probability], dim=1)
 
+# %% ../../nbs/models/05_discriminator.ipynb #8a434f79
+def _bound_convolutions(network: nn.Module) -> None:
+    "Give every convolution spectral normalisation, in place."
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d):
+            with_spectral_norm(module)
+
 # %% ../../nbs/models/05_discriminator.ipynb #df1ff035
 class MapDiscriminator(nn.Module):
     """Probability map -> logit of being an expert's, per pixel.
@@ -37,11 +44,13 @@ class MapDiscriminator(nn.Module):
 
     uses_features, takes_logits = False, False
 
-    def __init__(self, width: int = 64):  # channels of the first layer
+    def __init__(self, width: int = 64, spectral_norm: bool = False):  # channels of the first layer; as below
         super().__init__()
         channels = [2, width, 2 * width, 4 * width, 8 * width]
         self.layers = nn.ModuleList(halve(*pair) for pair in zip(channels[:-1], channels[1:], strict=True))
         self.classifier = halve(8 * width, 1)
+        if spectral_norm:
+            _bound_convolutions(self)
 
     def forward(self, map: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
         "Probability (n, 1, h, w), sides of at least 32 -> logits (n, 1, h, w). Features are not looked at."
@@ -94,13 +103,6 @@ def _joined_layers(inputs: int, width: int) -> nn.Sequential:
         nn.LeakyReLU(0.2),
         nn.Conv2d(width, 1, 3, padding=1),
     )
-
-
-def _bound_convolutions(network: nn.Module) -> None:
-    "Give every convolution spectral normalisation, in place."
-    for module in list(network.modules()):
-        if isinstance(module, nn.Conv2d):
-            with_spectral_norm(module)
 
 
 def check_features(features: torch.Tensor | None, channels: int) -> None:

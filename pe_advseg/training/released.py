@@ -48,7 +48,7 @@ class ReleasedTargets(FeatureEnhanced):
         if self.defects.one_update_per_pass:
             self.update_every = self.pass_length
         if self.defects.joint_softmax:
-            self.discriminator, self.soften_real, self.effort = 'features_as_released', False, 4
+            self.discriminator, self.soften_real, self.effort = 'features_as_released', False, 12
         elif self.defects.attached_features:
             self.discriminator_options = {**self.discriminator_options, 'detach_features': False}
 
@@ -87,7 +87,7 @@ class FeatureEnhancedReleased(ReleasedTargets):
 
     def discriminator_terms(self, step: Step) -> dict:
         terms = super().discriminator_terms(step)
-        if self.defects.follows_generator:
+        if terms and self.defects.follows_generator:
             answer = verdict(step.networks['discriminator'], step.memory['labelled'])
             terms['leak_into_discriminator'] = self.labelled_weight * adversarial(answer, True)
         return terms

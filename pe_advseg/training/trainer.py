@@ -9,13 +9,13 @@ __all__ = ['make_fabric', 'Trainer', 'draw_both', 'see_step', 'trainer_state', '
 from pathlib import Path
 
 import torch
+from .teachers import early_momentum, update_average
 
 from ..data.augment import weak
 from ..data.batches import Batch, Loader, draw_batch
 from ..data.cache import CachedStudy
 from ..data.patches import Draw
 from .config import TrainConfig
-from .ema import early_momentum, update_average
 from .initial_networks import build_networks, build_optimizers
 from .methods import Step
 from .registry import build_method
