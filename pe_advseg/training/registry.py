@@ -6,8 +6,6 @@
 __all__ = ['METHODS', 'build_method']
 
 # %% ../../nbs/training/06_registry.ipynb #06f04c65
-from .teachers import ClotPaste, CutMixMeanTeacher, IterativePseudoLabels, MeanTeacher
-
 from .adversarial import Adversarial, FeatureEnhanced
 from pe_advseg.training.methods import (
     EntropyMinimisation,
@@ -19,6 +17,7 @@ from pe_advseg.training.methods import (
 )
 from .released import FeatureEnhancedReleased
 from .style_mixing import BestRecipe, StyleMixing, StyleMixingFeatures
+from .teachers import ClotPaste, CutMixMeanTeacher, IterativePseudoLabels, MeanTeacher
 
 # %% ../../nbs/training/06_registry.ipynb #8ab6389d
 METHODS = {

@@ -9,12 +9,12 @@ __all__ = ['mixed_pairs', 'view_of_both', 'StyleMixing', 'StyleMixingFeatures', 
 from dataclasses import dataclass
 
 import torch
-from .teachers import CutMixMeanTeacher, LabellingTeacher, TeacherMethod, paste_into_lumen
 
 from ..data.augment import boxes, mix
 from ..data.augment_hu import other_scan
 from .adversarial import DiscriminatorMethod, NetworkOutput
 from .methods import Step, in_target_style, ramp_up, segmentation_loss
+from .teachers import CutMixMeanTeacher, LabellingTeacher, TeacherMethod, paste_into_lumen
 
 # %% ../../nbs/training/05_style_mixing.ipynb #e5d6d84f
 def mixed_pairs(

@@ -9,7 +9,6 @@ __all__ = ['make_fabric', 'Trainer', 'draw_both', 'see_step', 'trainer_state', '
 from pathlib import Path
 
 import torch
-from .teachers import early_momentum, update_average
 
 from ..data.augment import weak
 from ..data.batches import Batch, Loader, draw_batch
@@ -19,6 +18,7 @@ from .config import TrainConfig
 from .initial_networks import build_networks, build_optimizers
 from .methods import Step
 from .registry import build_method
+from .teachers import early_momentum, update_average
 from .update import update
 
 # %% ../../nbs/training/16_trainer.ipynb #22a7a3f7
