@@ -9,6 +9,7 @@ __all__ = ['PUBLISHED_COLOUR', 'realism_figure']
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 
 from .realism_table import CALIBRES, PUBLISHED_SCANS
 from ..phantom.hospitals import HOSPITALS
@@ -29,7 +30,7 @@ def _plot_positive_slices(axis, table: pd.DataFrame, colours: list) -> None:
     "Share of slices with clot as bars, clots per positive patient as numbers."
     shares = table.positive_slices.fillna(0)
     axis.barh(np.arange(len(table)), shares, color=colours)
-    axis.set(xlabel='slices with clot, %; numbers: clots per positive patient')
+    axis.set(xlabel='slices with clot, %\n(numbers: clots per positive patient)')
     for row, (share, clots) in enumerate(zip(shares, table.clots, strict=True)):
         if np.isfinite(clots):
             axis.text(share, row, f' {clots:.1f}', va='center', fontsize=7)
@@ -56,7 +57,7 @@ def _plot_volumes(axis, scans: dict, colour: dict) -> None:
     for name, measured in scans.items():
         ml = np.sort([scan['ml'] for scan in measured if scan['ml'] > 0])
         if len(ml):
-            axis.step(ml, (np.arange(len(ml)) + 0.5) / len(ml), where='mid', color=colour[name], label=name)
+            axis.step(ml, (np.arange(len(ml)) + 0.5) / len(ml), where='mid', color=colour[name])
     fumpe = PUBLISHED_SCANS['FUMPE']
     known = [fumpe['clot_ml_least'], fumpe['clot_ml'], fumpe['clot_ml_most']]
     axis.plot(known, [0, 0.5, 1], 'D--', color=PUBLISHED_COLOUR, label='FUMPE: least, median, most')
@@ -80,16 +81,29 @@ def _plot_calibres(axis, scans: dict, colour: dict) -> None:
 def _plot_noise_power(axis, power: dict, colour: dict) -> None:
     "Noise power by frequency, each over its maximum."
     for name, (frequency, values) in power.items():
-        kernel = f', {HOSPITALS[name].kernel}' if name in HOSPITALS else ''
-        axis.plot(frequency, values / values.max(), color=colour.get(name, PUBLISHED_COLOUR), label=name + kernel)
+        axis.plot(frequency, values / values.max(), color=colour.get(name, PUBLISHED_COLOUR))
     axis.set(xlabel='cycles per mm', ylabel='noise power over its maximum')
-    if power:
-        axis.legend(fontsize=7, frameon=False)
 
 # %% ../../nbs/lab/17_realism_figure.ipynb #947ab6b8
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#000000', '#E69F00', '#CC79A7', '#56B4E9')
 
 
+def _name_lines(figure: plt.Figure, colour: dict) -> None:
+    "One legend for all panels: the colour of each hospital, and its kernel where it is known."
+    lines = []
+    for name, value in colour.items():
+        kernel = f' ({HOSPITALS[name].kernel} kernel)' if name in HOSPITALS else ''
+        lines.append(Line2D([], [], color=value, label=name + kernel))
+    figure.legend(handles=lines, loc='outside lower center', ncols=len(lines), fontsize=8, frameon=False)
+
+
+def _title(scans: dict[str, list[dict]]) -> str:
+    "The subject, and of how many patients of each hospital."
+    counts = sorted({len(measured) for measured in scans.values()})
+    patients = f'{counts[0]} to {counts[-1]}' if len(counts) > 1 else counts[0]
+    return f'Synthetic hospitals beside published values ({patients} patients of each hospital)'
+
+# %% ../../nbs/lab/17_realism_figure.ipynb #1826a509
 def realism_figure(
     table: pd.DataFrame,  # of `realism_table`
     scans: dict[str, list[dict]],  # name of a hospital -> measurements of its scans
@@ -98,7 +112,8 @@ def realism_figure(
     "Draw six panels; every hospital has one colour, published values are grey."
     colour = {name: _COLOURS[k % len(_COLOURS)] for k, name in enumerate(scans)}
     row_colours = [colour.get(name, PUBLISHED_COLOUR) for name in table.name]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout='constrained')
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout='constrained')
+    figure.suptitle(_title(scans), x=0.01, ha='left', fontsize=11, fontweight='bold')
     _plot_volumes(axes[0, 0], scans, colour)
     _plot_areas(axes[0, 1], table, row_colours)
     _plot_positive_slices(axes[0, 2], table, row_colours)
@@ -107,5 +122,6 @@ def realism_figure(
         _name_rows(axis, table)
     _plot_calibres(axes[1, 1], scans, colour)
     _plot_noise_power(axes[1, 2], power or {}, colour)
+    _name_lines(figure, colour)
     plt.close(figure)
     return figure

@@ -18,12 +18,15 @@ from .paper_figures import site_titles
 
 # %% ../../nbs/lab/11_training_figures.ipynb #8bf20e41
 def _draw_shares(axis: Axes, mean: pd.DataFrame) -> None:
-    "Foreground of the pseudo-labels in per cent, with the true share as a dashed line."
+    "Foreground of the pseudo-labels in per cent, with the true share, where it is known, as a dashed line."
     shares = mean['pseudo_foreground'].dropna()
     names = [method_label(name) for name in shares.index]
     axis.barh(names, shares * 100, color=[METHOD_COLOURS.get(name, '#0072B2') for name in shares.index])
-    axis.axvline(mean['true_foreground'].iloc[0] * 100, color='#888888', linestyle='--')
-    axis.set(xlabel='foreground in pseudo-labels, % of pixels (dashed: truth)')
+    label, truth = 'foreground in pseudo-labels, % of pixels', mean['true_foreground'].iloc[0]
+    if np.isfinite(truth):
+        axis.axvline(truth * 100, color='#888888', linestyle='--')
+        label += ' (dashed: truth)'
+    axis.set(xlabel=label)
     axis.invert_yaxis()
 
 
