@@ -13,12 +13,12 @@ CALM   := env -u PE_ADVSEG_HOME OMP_NUM_THREADS=1 MPLBACKEND=agg
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install paper networks released realism circle order starter test docs fuzz lab readme prepare clean-runs
+.PHONY: help install paper networks methods third released realism circle order starter test docs fuzz lab readme prepare clean-runs
 
 help:  ## what each target does (this list)
 	@echo "pe_advseg: an open workbook for pulmonary embolism segmentation. Research only, not for diagnosis."
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-11s %s\n' "$$target" "$$text"; done
-	@echo "Variables: DATA=folder (labelled scans), TARGET=folder (unlabelled scans), SCALE=smoke|demo|paper, VENV=$(VENV)"
+	@echo "Variables: DATA=folder (labelled scans), TARGET=folder (unlabelled scans), SCALE=smoke|demo|study|paper, VENV=$(VENV)"
 
 install: $(STAMP)  ## everything into .venv, at the versions of constraints.txt
 
@@ -39,6 +39,13 @@ realism: install  ## experiments 09, 10, 12, 13: a real patient, speed, realism,
 	$(BIN)/pe-advseg experiment 10_speed --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 12_synthetic_hospitals --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 13_domain_gap --scale "$(SCALE)"
+
+methods: install  ## experiments 06, 07: all methods, the discriminators' confidence, the budget of labels (SCALE=study: a night)
+	$(BIN)/pe-advseg experiment 06_methods --scale "$(SCALE)"
+	$(BIN)/pe-advseg experiment 07_label_budget --scale "$(SCALE)"
+
+third: install  ## experiment 04: fine-tuning on a third hospital (longer)
+	$(BIN)/pe-advseg experiment 04_third_hospital --scale "$(SCALE)"
 
 released: install  ## experiment 05: the released code, one defect at a time (longer)
 	$(BIN)/pe-advseg experiment 05_as_released --scale "$(SCALE)"

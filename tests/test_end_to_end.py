@@ -47,7 +47,6 @@ def test_the_main_job_leaves_tables_and_figures(project):
         '03_without_and_with_features',
         '03_methods',
         '03_learning_curves',
-        '04_third_hospital',
     ):
         name += '' if name == 'overview' else '_smoke'  # a small run never replaces the figures of a large one
         assert (figures / f'{name}.png').read_bytes()[:4] == b'\x89PNG', name
@@ -88,6 +87,12 @@ def test_the_main_job_again_trains_nothing_twice(project):
     assert runs == {path: path.stat().st_mtime_ns for path in (project / 'runs').glob('*/last.json')}
 
 
+def test_the_third_hospital_leaves_a_figure(project):
+    result = pe_advseg(project, 'experiment', '04_third_hospital', '--scale', 'smoke')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (project / 'figures' / '04_third_hospital_smoke.png').read_bytes()[:4] == b'\x89PNG'
+
+
 def test_train_and_evaluate(project):
     result = pe_advseg(project, 'train', '--method', 'style_mixing', '--scale', 'smoke', '--seed', 5)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -113,7 +118,7 @@ def test_phantom_and_check(project, tmp_path):
     'words, says',
     [
         (('train', '--method', 'magic'), 'Choose one of'),
-        (('paper', '--scale', 'huge'), 'smoke, demo, paper'),
+        (('paper', '--scale', 'huge'), 'smoke, demo, study, paper'),
         (('paper', '--data', 'nowhere', '--scale', 'smoke'), 'does not exist'),
         (('experiment', '99_nothing'), 'there is no experiment'),
     ],

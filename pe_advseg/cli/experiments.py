@@ -18,7 +18,7 @@ from .options import DataOption, ScaleOption, TargetOption
 experiment_commands = typer.Typer()
 
 # %% ../../nbs/cli/08_experiments.ipynb #d658e6e8
-PAPER = ('01_look_at_the_data', '03_semi_supervised', '04_third_hospital', '90_tables_and_figures')
+PAPER = ('01_look_at_the_data', '03_semi_supervised', '90_tables_and_figures')
 
 # %% ../../nbs/cli/08_experiments.ipynb #382ff236
 @experiment_commands.command()
@@ -52,9 +52,6 @@ def paper(data: DataOption = None, target: TargetOption = None, scale: ScaleOpti
         f'{setting.data}: {labelled} labelled patients of {setting.source}, {unlabelled} unlabelled of {setting.target}'
     )
     for name in PAPER:
-        if name == '04_third_hospital' and setting.tag:
-            typer.echo(f'{name}: left out, it needs a third hospital')
-            continue
         run_notebook(name, **_parameters(data, target, scale))
         typer.echo(f'   done after {(perf_counter() - begun) / 60:.1f} minutes')
     _calibrate_run(setting)

@@ -36,6 +36,7 @@ def train(
     seed: int = 0,
     network: Annotated[str | None, typer.Option(help='Default: that of the scale.')] = None,
     steps: Annotated[int | None, typer.Option(help='Default: those of the scale.')] = None,
+    slices: Annotated[int | None, typer.Option(help='Neighbouring slices the network sees, odd (2.5D).')] = None,
     devices: Annotated[int, typer.Option(help='Processes, one per GPU (or per CPU share).')] = 1,
     scratch: Annotated[bool, typer.Option(help='Without the supervised training that otherwise comes first.')] = False,
     runs: Annotated[Path | None, typer.Option(help='Folder of all runs. Default: runs/.')] = None,
@@ -47,8 +48,10 @@ def train(
     from pe_advseg.training.train import train as train_run
 
     build_method(method)
+    if slices is not None and (slices < 1 or slices % 2 == 0):
+        raise ValueError(f'--slices must be odd, the labelled slice and as many on either side; given {slices}')
     setting = prepare_setting(scale, data, target)
-    other_network = _network_changes(network)
+    other_network = _network_changes(network) | (dict(slices=slices) if slices else {})
     changes = other_network | (dict(steps=steps) if steps else {})
     folder = runs or runs_dir()
     if scratch:

@@ -29,8 +29,18 @@ METHOD_COLOURS = {  # Okabe-Ito, with grey in place of the yellow that white pap
     'feature_enhanced_as_released': '#CC79A7',
     'style_mixing': '#E69F00',
     'style_mixing_features': '#D55E00',
-    'supervised_augmented': '#6B4C2A',
+    'supervised_scanner_views': '#6B4C2A',
+    'supervised_fourier_style': '#9C7A55',
+    'supervised_histogram_style': '#C8AD8D',
     'supervised_many_hospitals': '#4B0082',
+    'entropy_minimisation': '#7F7F7F',
+    'mean_teacher': '#B3B300',
+    'cutmix_mean_teacher': '#7A7A00',
+    'iterative_pseudo_labels': '#8C6BB1',
+    'clot_paste': '#C2185B',
+    'best_recipe': '#B22222',
+    # of committed results that are older than scanner views
+    'supervised_augmented': '#6B4C2A',
 }
 METHOD_LABELS = {  # how a method is called in a picture or a table
     'supervised': 'supervised',
@@ -41,8 +51,17 @@ METHOD_LABELS = {  # how a method is called in a picture or a table
     'feature_enhanced_as_released': 'feature-enhanced, as released',
     'style_mixing': 'style mixing',
     'style_mixing_features': 'style mixing + features',
-    'supervised_augmented': 'supervised, strong augmentation',
+    'supervised_scanner_views': 'supervised, scanner views',
+    'supervised_fourier_style': 'supervised, Fourier style',
+    'supervised_histogram_style': 'supervised, histogram style',
     'supervised_many_hospitals': 'supervised, six hospitals',
+    'entropy_minimisation': 'entropy minimisation',
+    'mean_teacher': 'Mean Teacher',
+    'cutmix_mean_teacher': 'CutMix Mean Teacher',
+    'iterative_pseudo_labels': 'iterative pseudo-labels',
+    'clot_paste': 'clots pasted into target scans',
+    'best_recipe': 'best recipe',
+    'supervised_augmented': 'supervised, strong augmentation',
 }
 
 # %% ../../nbs/core/08_figure_style.ipynb #0ac8a64f

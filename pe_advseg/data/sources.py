@@ -22,23 +22,23 @@ from ..phantom.phantom_files import write_hospital
 # %% ../../nbs/data/09_sources.ipynb #75820bd5
 def synthetic_studies(
     hospital: Hospital,
-    count: int,  # patients
+    patients: int | tuple,  # how many, or their numbers
     shape: tuple,  # of a scan (z, y, x)
     scale_name: str,  # part of the folder's name
     workers: int = 1,  # processes that make the patients
     progress: bool = True,
 ) -> list[Study]:
-    "Return `count` patients of a synthetic hospital from `data/synthetic`, made there at the first call."
-    request = hashlib.sha256(repr([hospital, count, shape, GENERATOR_VERSION]).encode()).hexdigest()[:8]
+    "Return patients of a synthetic hospital from `data/synthetic`, made there at the first call."
+    request = hashlib.sha256(repr([hospital, patients, shape, GENERATOR_VERSION]).encode()).hexdigest()[:8]
     folder = data_dir() / 'synthetic' / f'{hospital.name}-{scale_name}-{request}'
     layout = dict(layout='fumpe') if hospital.name == 'harbour' else dict(layout='folder', mask='nifti')
-    write_hospital(folder, hospital, count, shape, workers=workers, progress=progress, **layout)
+    write_hospital(folder, hospital, patients, shape, workers=workers, progress=progress, **layout)
     return find_studies(folder, hospital=hospital.name)
 
 # %% ../../nbs/data/09_sources.ipynb #c379d798
 def hospital_studies(
     source: str,  # name of a preset, or path of a folder
-    count: int,
+    patients: int | tuple,  # of a preset: how many, or their numbers
     shape: tuple,
     scale_name: str,
     workers: int = 1,
@@ -46,7 +46,7 @@ def hospital_studies(
 ) -> list[Study]:
     "Return the studies of a folder, or of a preset of `hospitals.HOSPITALS`. Raises InputError if `source` is neither."
     if source in HOSPITALS:
-        return synthetic_studies(HOSPITALS[source], count, shape, scale_name, workers, progress)
+        return synthetic_studies(HOSPITALS[source], patients, shape, scale_name, workers, progress)
     folder = Path(source).expanduser()
     return find_studies(folder, hospital=folder.resolve().name)
 

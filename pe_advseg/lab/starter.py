@@ -17,7 +17,7 @@ from ..data.hospital_cache import build_cache
 from ..data.layouts import find_studies
 from ..evaluation.evaluate import score_run
 from ..evaluation.intervals import compare_methods
-from ..phantom.hospitals import HOSPITALS
+from ..phantom.hospitals import OTHER_PATIENTS
 from ..phantom.phantom_files import write_hospital
 from ..training.protocol import scans_digest
 from ..training.run_folder import read_config
@@ -31,7 +31,7 @@ class Recipe:
 
     scale: Scale
     patients: dict  # part -> how many per hospital, in this order from `FIRST` on
-    hospitals: tuple = tuple(HOSPITALS)
+    hospitals: tuple = OTHER_PATIENTS
 
 
 FIRST = 1001  # number of the first patient
@@ -39,11 +39,12 @@ PARTS = ('train', 'pool', 'choice', 'calibration', 'test')
 _OPTIONS = dict(stem_stride=2, stage4=True, upsampling='bilinear')
 
 
-def _recipe(name: str, counts: tuple[int, ...], hospitals: tuple = tuple(HOSPITALS), **sizes) -> Recipe:
+def _recipe(name: str, counts: tuple[int, ...], hospitals: tuple = OTHER_PATIENTS, **sizes) -> Recipe:
     "A recipe with one seed; how many patients there are is said by `counts` and not by the scale."
-    nobody = dict.fromkeys(('source', 'target', 'third'), (0, 0, 0))
+    nobody = dict(source=(0, 0), test=(0, 0), pool=0, third_pool=0, methods=())
+    sampling = dict(by_embolus=False, hard_negatives=0.0, ema=0.0, discriminator_learning_rate=1e-4)
     network = dict(network='hrnet_tiny', network_options=_OPTIONS)
-    scale = Scale(name=name, seeds=1, fine_tune_steps=0, **nobody, **network, **sizes)
+    scale = Scale(name=name, seeds=1, fine_tune_steps=0, **nobody, **sampling, **network, **sizes)
     return Recipe(scale, dict(zip(PARTS, counts, strict=True)), hospitals)
 
 # %% ../../nbs/lab/10_starter.ipynb #e9c0d146

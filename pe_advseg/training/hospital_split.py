@@ -6,6 +6,8 @@
 __all__ = ['split_hospitals']
 
 # %% ../../nbs/training/12_hospital_split.ipynb #267e673a
+import re
+
 from ..data.split_patients import draw_order, split_patients
 from ..data.splits import Split
 from ..data.studies import Study
@@ -13,11 +15,23 @@ from ..phantom.hospitals import HOSPITALS
 from .scales import Scale
 
 # %% ../../nbs/training/12_hospital_split.ipynb #3de162df
-def _scored_count(scale: Scale, target: str, known: int, all_patients: int) -> int:
-    "Return how many target patients with masks are scored: a preset's number, a third of a labelled folder, else all."
+def _number(study: Study) -> int:
+    "Return the number of a synthetic patient, with which its name ends."
+    return int(re.search(r'\d+$', study.patient)[0])
+
+
+def _scored_of_preset(scale: Scale, hospital: str, studies: list[Study]) -> list[Study]:
+    "Return the scored patients of a preset."
+    numbers = set(scale.scored(hospital))
+    return [study for study in studies if _number(study) in numbers]
+
+
+def _scored_of_target(scale: Scale, target: str, studies: list[Study]) -> list[Study]:
+    "Return the scored patients of the target: those of a preset, a third of a labelled folder, or all with masks."
     if target in HOSPITALS:
-        return min(known, scale.target[1] if target == 'valley' else scale.third[1])
-    return -(-known // 3) if known == all_patients else known
+        return _scored_of_preset(scale, target, studies)
+    known = draw_order([study for study in studies if study.mask is not None], seed=0)
+    return known[: -(-len(known) // 3)] if len(known) == len(studies) else known
 
 # %% ../../nbs/training/12_hospital_split.ipynb #9b7f15c0
 def split_hospitals(scale: Scale, source: str, labelled: list[Study], target: str, unlabelled: list[Study]) -> Split:
@@ -26,12 +40,14 @@ def split_hospitals(scale: Scale, source: str, labelled: list[Study], target: st
     `source` and `target` are presets, which have sizes of their own, or folders.
     Raises InputError for too few patients.
     """
-    train, validation, test = scale.source if source in HOSPITALS else (0.6, 0.2, 0.2)
-    known = draw_order([study for study in unlabelled if study.mask is not None], seed=0)
-    scored = known[: _scored_count(scale, target, len(known), len(unlabelled))]
-    transductive = len(known) == 1 and len(unlabelled) == 1
+    scored = _scored_of_target(scale, target, unlabelled)
+    transductive = len(scored) == 1 and len(unlabelled) == 1
     if transductive:
         pool = [study.without_mask() for study in unlabelled]
     else:
         pool = [study for study in unlabelled if study not in scored]
-    return split_patients(labelled, pool, 0, train, validation, test, also_test=scored, transductive=transductive)
+    if source not in HOSPITALS:
+        return split_patients(labelled, pool, 0, 0.6, 0.2, 0.2, also_test=scored, transductive=transductive)
+    own = _scored_of_preset(scale, source, labelled)
+    rest = [study for study in labelled if study not in own]
+    return split_patients(rest, pool, 0, *scale.source, 0, also_test=own + scored, transductive=transductive)

@@ -94,11 +94,11 @@ class Setting(Cohorts):
 # %% ../../nbs/training/13_protocol.ipynb #3e42185f
 def _find_hospitals(scale: Scale, source: str, target: str, progress: bool) -> tuple[list[Study], list[Study]]:
     "Return the studies of the source with masks, and all of the target. Raises InputError if there are none."
-    labelled = [study for study in scale.studies(source, progress) if study.mask is not None]
+    labelled = [study for study in scale.studies(source, progress, labelled=True) if study.mask is not None]
     if not labelled:
         remedy = 'Give a folder with labelled scans as data, and this one as target'
         raise InputError(Path(source).name, 'has no masks', remedy)
-    unlabelled = scale.studies(target, progress)
+    unlabelled = scale.studies(target, progress, labelled=False)
     if labelled[0].hospital == unlabelled[0].hospital:
         raise InputError(
             labelled[0].hospital,
@@ -111,14 +111,14 @@ def _find_hospitals(scale: Scale, source: str, target: str, progress: bool) -> t
 def prepare_setting(
     scale: str | Scale = 'smoke',
     source: str | None = None,  # folder of labelled scans, or a preset; None: the synthetic hospital 'harbour'
-    target: str | None = None,  # folder of the other hospital's scans, or a preset; None: 'valley'
+    target: str | None = None,  # folder of the other hospital's scans, or a preset; None: 'fjord'
     progress: bool = True,
 ) -> Setting:
     "Find or make the hospitals, split, check for leaks, cache. Raises InputError that says what is missing."
     if isinstance(scale, str) and scale not in SCALES:
         raise ValueError(f'there is no scale {scale!r}; choose one of {", ".join(SCALES)}')
     scale = SCALES[scale] if isinstance(scale, str) else scale
-    source, target = source or 'harbour', target or 'valley'
+    source, target = source or 'harbour', target or 'fjord'
     with filelock.FileLock(data_dir() / f'.{scale.name}.lock'):  # experiments that start together share the hospitals
         labelled, unlabelled = _find_hospitals(scale, source, target, progress)
         split = split_hospitals(scale, source, labelled, target, unlabelled)
