@@ -6,7 +6,10 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
+
 from pe_advseg.evaluation.candidates import MOST_FALSE, candidate_columns, find_candidates, read_list
+from pe_advseg.evaluation.comparison import comparison_table
 from pe_advseg.evaluation.detection import detection_auroc, detection_sensitivity
 from pe_advseg.evaluation.froc import FALSE_PER_SCAN, froc_curve, froc_score, sensitivity_at, sensitivity_by_size
 from pe_advseg.evaluation.resampling import (
@@ -19,9 +22,6 @@ from pe_advseg.evaluation.resampling import (
 )
 from pe_advseg.evaluation.scan_scores import scan_scores
 from pe_advseg.evaluation.surface_scores import surface_scores
-from scipy import ndimage
-
-from pe_advseg.evaluation.comparison import comparison_table
 
 TOUCH = np.ones((3, 3, 3))  # 26 neighbours
 

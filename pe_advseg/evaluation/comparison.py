@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .detection import detection_auroc, detection_sensitivity
-from .froc import froc_score
-from .resampling import compare_over_seeds
 
 from ..data.cache import CachedStudy
+from .detection import detection_auroc, detection_sensitivity
+from .froc import froc_score
 from .intervals import by_patient
 from .metrics import auroc
 from .network_input import network_input
+from .resampling import compare_over_seeds
 from ..training.trained_networks import load_discriminator, load_network
 
 # %% ../../nbs/evaluation/19_comparison.ipynb #4b41deb3

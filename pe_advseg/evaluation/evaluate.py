@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .scan_scores import scan_scores
 
 from ..core.errors import TrainingError
 from ..core.paths import whole_file
@@ -21,6 +20,7 @@ from ..data.cache import CachedStudy
 from ..data.patches import Draw
 from .prediction import predict_slices, to_pixels
 from .released_metrics import released_scores
+from .scan_scores import scan_scores
 from ..training.checkpoint import load_checkpoint
 from ..training.config import TrainConfig
 from ..training.run_folder import read_config, trained_on

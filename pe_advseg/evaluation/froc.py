@@ -8,6 +8,7 @@ __all__ = ['FALSE_PER_SCAN', 'SIZE_BANDS_MM3', 'froc_curve', 'sensitivity_at', '
 # %% ../../nbs/evaluation/14_froc.ipynb #ff7c261b
 import numpy as np
 import pandas as pd
+
 from .candidates import read_list
 
 # %% ../../nbs/evaluation/14_froc.ipynb #cd59cb7b

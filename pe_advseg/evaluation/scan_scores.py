@@ -9,10 +9,10 @@ __all__ = ['scan_scores']
 from collections.abc import Sequence
 
 import numpy as np
-from .candidates import candidate_columns
-from .surface_scores import surface_scores
 
+from .candidates import candidate_columns
 from .metrics import patient_scores
+from .surface_scores import surface_scores
 
 # %% ../../nbs/evaluation/17_scan_scores.ipynb #c23f47c3
 def scan_scores(

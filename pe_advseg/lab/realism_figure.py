@@ -88,13 +88,23 @@ def _plot_noise_power(axis, power: dict, colour: dict) -> None:
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#000000', '#E69F00', '#CC79A7', '#56B4E9')
 
 
-def _name_lines(figure: plt.Figure, colour: dict) -> None:
+def _realism_axes() -> tuple[plt.Figure, np.ndarray, plt.Axes]:
+    "Six panels, and below them an axis for the legend: a legend of the figure would move when it is saved."
+    figure = plt.figure(figsize=(12, 6.6), layout='constrained')
+    grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 0.06))
+    panels = [figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (0, 1, 2)]
+    below = figure.add_subplot(grid[2, :])
+    below.axis('off')
+    return figure, np.array(panels).reshape(2, 3), below
+
+
+def _name_lines(below: plt.Axes, colour: dict) -> None:
     "One legend for all panels: the colour of each hospital, and its kernel where it is known."
     lines = []
     for name, value in colour.items():
         kernel = f' ({HOSPITALS[name].kernel} kernel)' if name in HOSPITALS else ''
         lines.append(Line2D([], [], color=value, label=name + kernel))
-    figure.legend(handles=lines, loc='outside lower center', ncols=len(lines), fontsize=8, frameon=False)
+    below.legend(handles=lines, loc='center', ncols=len(lines), fontsize=8, frameon=False)
 
 
 def _title(scans: dict[str, list[dict]]) -> str:
@@ -112,7 +122,7 @@ def realism_figure(
     "Draw six panels; every hospital has one colour, published values are grey."
     colour = {name: _COLOURS[k % len(_COLOURS)] for k, name in enumerate(scans)}
     row_colours = [colour.get(name, PUBLISHED_COLOUR) for name in table.name]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout='constrained')
+    figure, axes, below = _realism_axes()
     figure.suptitle(_title(scans), x=0.01, ha='left', fontsize=11, fontweight='bold')
     _plot_volumes(axes[0, 0], scans, colour)
     _plot_areas(axes[0, 1], table, row_colours)
@@ -122,6 +132,6 @@ def realism_figure(
         _name_rows(axis, table)
     _plot_calibres(axes[1, 1], scans, colour)
     _plot_noise_power(axes[1, 2], power or {}, colour)
-    _name_lines(figure, colour)
+    _name_lines(below, colour)
     plt.close(figure)
     return figure
