@@ -42,6 +42,8 @@ METHOD_COLOURS = {  # Okabe-Ito, with grey in place of the yellow that white pap
     # of committed results that are older than scanner views
     'supervised_augmented': '#6B4C2A',
 }
+
+# %% ../../nbs/core/08_figure_style.ipynb #0489ffc4
 METHOD_LABELS = {  # how a method is called in a picture or a table
     'supervised': 'supervised',
     'batchnorm_adapted': 'supervised, batch norm adapted',

@@ -91,7 +91,7 @@ _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#000000', '#E69F00', '#CC79A7', '#
 def _realism_axes() -> tuple[plt.Figure, np.ndarray, plt.Axes]:
     "Six panels, and below them an axis for the legend: a legend of the figure would move when it is saved."
     figure = plt.figure(figsize=(12, 6.6), layout='constrained')
-    grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 0.06))
+    grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 0.12))
     panels = [figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (0, 1, 2)]
     below = figure.add_subplot(grid[2, :])
     below.axis('off')
@@ -104,7 +104,7 @@ def _name_lines(below: plt.Axes, colour: dict) -> None:
     for name, value in colour.items():
         kernel = f' ({HOSPITALS[name].kernel} kernel)' if name in HOSPITALS else ''
         lines.append(Line2D([], [], color=value, label=name + kernel))
-    below.legend(handles=lines, loc='center', ncols=len(lines), fontsize=8, frameon=False)
+    below.legend(handles=lines, loc='center', ncols=4, fontsize=8, frameon=False)
 
 
 def _title(scans: dict[str, list[dict]]) -> str:
