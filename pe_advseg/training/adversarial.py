@@ -86,7 +86,7 @@ class DiscriminatorOptions(Method):
 class DiscriminatorMethod(DiscriminatorOptions):
     "A method whose discriminator compares predictions on labelled images with the expert's masks."
 
-    effort = 5  # a discriminator costs more than the network
+    effort = 3  # a discriminator of the default size costs as much as the network
 
     def labelled_term(self, step: Step, output: NetworkOutput) -> torch.Tensor:
         "Return the weighted loss of not being taken for the expert on labelled images."
@@ -149,6 +149,7 @@ class Adversarial(PseudoLabelMethod):
     unlabelled_weight: float = 0.001  # of the adversarial term on unlabelled images
     fakes_from_unlabelled: bool = True  # predictions on unlabelled scans are fakes for the discriminator, too
     uses_unlabelled = True
+    effort = 6
 
     def network_terms(self, step: Step) -> dict:
         output = NetworkOutput(*step.networks['network'](step.image, return_features=True), step.mask[:, None])
@@ -190,3 +191,4 @@ class FeatureEnhanced(Adversarial):
     fakes_from_unlabelled: bool = False
     soften_real: bool = True
     discriminator: str = 'features'
+    effort = 3

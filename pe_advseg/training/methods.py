@@ -68,7 +68,7 @@ class Method:
     uses_unlabelled = False
     per_slice_scaling = False  # how slices are scaled to [-1, 1]
     update_every = 1  # steps whose gradients are summed before an update
-    effort = 1  # a step's cost, roughly: in a grid of runs the longest begin first
+    effort = 1  # a step's time beside that of supervised training: in a grid of runs the longest begin first
     evaluated = 'network'  # the network that is scored
 
     def build(self, network: torch.nn.Module) -> dict:

@@ -48,7 +48,7 @@ class ReleasedTargets(FeatureEnhanced):
         if self.defects.one_update_per_pass:
             self.update_every = self.pass_length
         if self.defects.joint_softmax:
-            self.discriminator, self.soften_real, self.effort = 'features_as_released', False, 12
+            self.discriminator, self.soften_real, self.effort = 'features_as_released', False, 13
         elif self.defects.attached_features:
             self.discriminator_options = {**self.discriminator_options, 'detach_features': False}
 

@@ -39,7 +39,7 @@ class StyleMixing(LabellingTeacher):
     "The target's style, CutMix both ways, and a teacher with averaged weights."
 
     style: str = 'fourier'  # or 'histogram'
-    effort = 4
+    effort = 3
 
     def network_terms(self, step: Step) -> dict:
         terms = self.labelled_terms(step)
@@ -69,7 +69,7 @@ class StyleMixingFeatures(StyleMixing, DiscriminatorMethod):
     labelled_weight: float = 0.1
     soften_real: bool = True
     discriminator: str = 'features'
-    effort = 8
+    effort = 4
 
     def build(self, network: torch.nn.Module) -> dict:
         return StyleMixing.build(self, network) | DiscriminatorMethod.build(self, network)
@@ -95,7 +95,7 @@ class BestRecipe(CutMixMeanTeacher, DiscriminatorMethod):
     labelled_weight: float = 0.0  # of the adversarial term; 0: no discriminator
     soften_real: bool = True
     discriminator: str = 'features'
-    effort = 6
+    effort = 3
 
     def build(self, network: torch.nn.Module) -> dict:
         teacher = TeacherMethod.build(self, network)

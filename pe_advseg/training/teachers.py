@@ -50,7 +50,7 @@ class TeacherMethod(Method):
     momentum: float = 0.99  # of the teacher
     uses_unlabelled = True
     evaluated = 'teacher'
-    effort = 3
+    effort = 2.5
 
     def build(self, network: torch.nn.Module) -> dict:
         return {'teacher': copy.deepcopy(network).requires_grad_(False)}
@@ -224,6 +224,8 @@ def paste_into_lumen(
 @dataclass
 class ClotPaste(LabellingTeacher):
     "A student that also learns clots of the labelled hospital in open arteries of the unlabelled one."
+
+    effort = 3
 
     def shown_to_student(self, step: Step, probability: torch.Tensor, labels: torch.Tensor) -> tuple:
         return paste_into_lumen(step, probability, labels)
