@@ -48,7 +48,7 @@ def _answers(
 # %% ../../nbs/lab/27_discriminator_checks.ipynb #d999ed65
 LEARNED = 0.7  # AUROC above which a discriminator counts as having learned
 
-
+# %% ../../nbs/lab/27_discriminator_checks.ipynb #388481a5
 @torch.inference_mode()
 def discriminator_learned(
     run: Path | str,
