@@ -42,6 +42,7 @@ realism: install  ## experiments 09, 10, 12, 13: a real patient, speed, realism,
 
 methods: install  ## experiments 06, 07: all methods, the discriminators' confidence, the budget of labels (SCALE=study: a night)
 	$(BIN)/pe-advseg experiment 06_methods --scale "$(SCALE)"
+	$(BIN)/pe-advseg experiment 06_confidence --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 07_label_budget --scale "$(SCALE)"
 
 third: install  ## experiment 04: fine-tuning on a third hospital (longer)

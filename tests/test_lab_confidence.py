@@ -4,6 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+from pe_advseg.evaluation.metrics import auroc
+from pe_advseg.lab import discriminator_checks
 from pe_advseg.lab.confidence_maps import ConfidenceMaps
 from pe_advseg.lab.confidence_measures import (
     coverage_risk,
@@ -14,9 +17,6 @@ from pe_advseg.lab.confidence_measures import (
 )
 from pe_advseg.lab.confidence_scores import PIXEL_MEASURES, pixel_scores
 from pe_advseg.lab.confidence_table import CONFIDENCES, confidence_table, pooled_auroc
-
-from pe_advseg.evaluation.metrics import auroc
-from pe_advseg.lab import discriminator_checks
 from pe_advseg.models.discriminators import DISCRIMINATORS, build_discriminator
 from pe_advseg.training.adversarial import DiscriminatorMethod, NetworkOutput
 

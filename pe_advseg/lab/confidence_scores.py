@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from ..data.cache import CachedStudy
+from ..evaluation.metrics import auroc
 from .confidence_maps import ConfidenceMaps, ConfidenceRun, confidence_maps, load_confidence_run
 from pe_advseg.lab.confidence_measures import (
     coverage_risk,
@@ -18,9 +21,6 @@ from pe_advseg.lab.confidence_measures import (
     fit_rescaling,
     predicted_parts,
 )
-
-from ..data.cache import CachedStudy
-from ..evaluation.metrics import auroc
 from .runs import map_on_cores
 from ..training.run_folder import read_config
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from .confidence_maps import FROZEN_SEEDS
-from .confidence_scores import PIXEL_MEASURES
 
 from ..evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap
+from .confidence_maps import FROZEN_SEEDS
+from .confidence_scores import PIXEL_MEASURES
 from .discriminator_checks import LEARNED
 
 # %% ../../nbs/lab/31_confidence_table.ipynb #48ca06e7

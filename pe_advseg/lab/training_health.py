@@ -26,7 +26,9 @@ def training_row(run: Path, held_out: dict[str, list[CachedStudy]]) -> dict:
     config, history = read_config(run), read_history(run)
     late = history[history.step >= 0.75 * config.steps]
     row = dict(method=config.method, seed=config.seed, final_loss=late.segmentation.mean())
-    row |= {name: late[name].mean() for name in ('pseudo_kept', 'pseudo_foreground') if name in late}
+    row |= {
+        name: late[name].mean() for name in ('pseudo_kept', 'pseudo_kept_clot', 'pseudo_foreground') if name in late
+    }
     for site, studies in held_out.items():
         ranking = discriminator_auroc(run, studies) or {}
         row |= {f'{name}_{site}': value for name, value in ranking.items()}
