@@ -177,6 +177,9 @@ def test_one_row_per_method_site_and_measure_with_paired_differences():
     assert not table.duplicated(['method', 'site', 'measure']).any() and len(table) == len(PIXEL_MEASURES) + 1
     row = table.set_index('measure').loc['pixel_auroc']
     assert np.allclose([row.difference, row.low, row.high], 0.1) and row.discriminator_low < row.discriminator_high
+    assert row.mc_dropout_low < row.mc_dropout < row.mc_dropout_high  # not those of the differences
+    assert np.allclose([row.mc_dropout_over_entropy_low, row.frozen_over_entropy_high], 0)
+    assert np.allclose([row.over_mc_dropout_low, row.over_frozen_difference], 0.1)
     row = table.set_index('measure').loc['embolus_auroc']
     assert (row.discriminator, row.entropy, row.frozen, row.difference, row.low) == (1, 0.5, 0.5, 0.5, 0.5)
     assert (row.patients, row.seeds, row.emboli, row.false_emboli) == (4, 2, 32, 16)

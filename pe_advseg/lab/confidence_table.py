@@ -69,8 +69,8 @@ def _resamples(patients: int, draws: int) -> np.ndarray:  # float (1 + draws, pa
 CONFIDENCES = ('discriminator', 'entropy', 'mc_dropout', 'frozen', 'shuffled')
 DIFFERENCES = {  # prefix of the columns: which confidence minus which
     '': ('discriminator', 'entropy'),
-    'mc_dropout_': ('mc_dropout', 'entropy'),
-    'frozen_': ('frozen', 'entropy'),
+    'mc_dropout_over_entropy_': ('mc_dropout', 'entropy'),
+    'frozen_over_entropy_': ('frozen', 'entropy'),
     'over_mc_dropout_': ('discriminator', 'mc_dropout'),
     'over_frozen_': ('discriminator', 'frozen'),
 }
