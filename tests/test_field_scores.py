@@ -1,6 +1,8 @@
 """Scores of the field against second implementations, hand-made cases, and simulated data with a known truth."""
 
 import itertools
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ from pe_advseg.evaluation.candidates import MOST_FALSE, candidate_columns, find_
 from pe_advseg.evaluation.comparison import comparison_table
 from pe_advseg.evaluation.detection import detection_auroc, detection_sensitivity
 from pe_advseg.evaluation.froc import FALSE_PER_SCAN, froc_curve, froc_score, sensitivity_at, sensitivity_by_size
+from pe_advseg.evaluation.intervals import compare_methods
 from pe_advseg.evaluation.resampling import (
     compare_over_seeds,
     draw_weights,
@@ -307,7 +310,33 @@ def test_one_patient_has_a_difference_and_no_spread():
     assert np.isnan(percentile_interval(np.array([0.1, np.nan]))).all()
 
 
+def test_p_values_against_flipped_signs_and_intervals_against_bca():
+    "With one seed, patients alone are drawn: the permutation test and the BCa interval then ask nearly the same."
+    random = np.random.default_rng(9)
+    scores = simulated(random, dict(supervised=0, a=0.03, b=0.0), patients=40, seeds=1)
+    ours = compare_over_seeds(scores).set_index('method')
+    theirs = compare_methods(scores).set_index('method')
+    dice = scores.pivot(index='patient', columns='method', values='dice')
+    for name in 'ab':
+        difference = (dice[name] - dice.supervised).to_numpy()
+        flipped = (random.choice([-1, 1], (20_000, 40)) * difference).mean(axis=1)
+        p = (np.abs(flipped) >= abs(difference.mean())).mean()
+        assert ours.p_value[name] == pytest.approx(p, abs=0.02 + 0.15 * p)
+        allowed = (theirs.high[name] - theirs.low[name]) / 15
+        assert ours.loc[name, ['low', 'high']].tolist() == pytest.approx(
+            theirs.loc[name, ['low', 'high']].tolist(), abs=allowed
+        )
+
+
 # --- the table ---
+
+
+def test_what_does_not_score_imports_neither_monai_nor_scikit_learn():
+    "MONAI takes seconds to import; every command that trains or annotates imports these modules."
+    modules = 'import sys, pe_advseg.evaluation.evaluate, pe_advseg.evaluation.comparison, pe_advseg.cli.main'
+    code = f"{modules}; print({{'monai', 'sklearn'}} & set(sys.modules))"
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == 'set()'
 
 
 def test_comparison_reads_scores_that_know_less():
