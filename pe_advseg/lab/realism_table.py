@@ -42,8 +42,7 @@ PUBLISHED_SCANS = {
         clot_hu=33,
         lumen_hu=200,
         source='clot: acute 33 HU (6 to 65), chronic 87 HU (32 to 155), Radiology 2005;235:1050; '
-        'lumen: under 200 HU an artery counts as badly opacified, Iran J Radiol 2020;17:e97230 '
-        'and Emerg Radiol 2024;31(3)',
+        'lumen: under 200 HU an artery counts as badly opacified, Iran J Radiol 2020;17:e97230',
     ),
 }
 
