@@ -12,12 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from support.tiny_hospitals import cached_hospitals
 
 from pe_advseg.core.errors import TrainingError
-from pe_advseg.data.hospital_cache import build_cache
-from pe_advseg.data.layouts import find_studies
-from pe_advseg.phantom.hospitals import HOSPITALS
-from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.training.checkpoint import load_checkpoint, pack, save_checkpoint
 from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.released import Defects
@@ -32,14 +29,7 @@ SMALL = dict(network_options={'upsampling': 'bilinear'}, batch=2, patch=32)
 @pytest.fixture(scope='session')
 def hospitals(tmp_path_factory):
     "Two tiny synthetic hospitals on disk, cached."
-    folder = tmp_path_factory.mktemp('hospitals')
-    result = []
-    for name in ('harbour', 'valley'):
-        options = dict(layout='folder', mask='nifti', workers=1, progress=False)
-        place = write_hospital(folder / name, HOSPITALS[name], 3, (12, 48, 48), **options)
-        studies = find_studies(place, hospital=name)
-        result.append(list(build_cache(studies, folder / 'cache', 6.0, progress=False).values()))
-    return result
+    return cached_hospitals(tmp_path_factory.mktemp('hospitals'), patients=3)
 
 
 def same(one: Path, two: Path) -> None:

@@ -4,15 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from support.tiny_hospitals import cached_hospitals
 from torch import nn
 
 from pe_advseg.core.preprocessing import scale_hu
 from pe_advseg.core.probability import entropy_bits
-from pe_advseg.data.hospital_cache import build_cache
-from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.patches import IGNORE, Draw
-from pe_advseg.phantom.hospitals import HOSPITALS
-from pe_advseg.phantom.phantom_files import write_hospital
 from pe_advseg.training import teachers
 from pe_advseg.training.adversarial import FeatureEnhanced, NetworkOutput, verdict
 from pe_advseg.training.checkpoint import load_checkpoint, pack
@@ -35,14 +32,7 @@ ALWAYS = dict(clot_above=0.5, background_below=0.5)  # so that an untrained teac
 @pytest.fixture(scope='module')
 def hospitals(tmp_path_factory):
     "Two tiny synthetic hospitals, cached."
-    folder = tmp_path_factory.mktemp('hospitals')
-    result = []
-    for name in ('harbour', 'valley'):
-        options = dict(layout='folder', mask='nifti', workers=1, progress=False)
-        place = write_hospital(folder / name, HOSPITALS[name], 2, (12, 48, 48), **options)
-        studies = find_studies(place, hospital=name)
-        result.append(list(build_cache(studies, folder / 'cache', 6.0, progress=False).values()))
-    return result
+    return cached_hospitals(tmp_path_factory.mktemp('hospitals'), patients=2)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.cache import CachedStudy
+from ..evaluation.comparison import evenly_spread
 from ..evaluation.metrics import auroc
 from .confidence_maps import ConfidenceMaps, ConfidenceRun, confidence_maps, load_confidence_run
 from pe_advseg.lab.confidence_measures import (
@@ -28,12 +29,6 @@ from ..training.run_folder import read_config
 PIXEL_MEASURES = ('pixel_auroc', 'pixel_auroc_all', 'calibration_error', 'risk_coverage_area')
 SLICES_OF_ALL = 6  # slices with clot, of which all voxels are ranked
 
-
-def _slices_with_clot(mask: np.ndarray) -> np.ndarray:
-    "Return up to SLICES_OF_ALL indices of slices with clot, evenly spread."
-    positive = np.flatnonzero(mask.any((1, 2)))
-    return positive[np.linspace(0, len(positive) - 1, min(SLICES_OF_ALL, len(positive))).astype(int)]
-
 # %% ../../nbs/lab/30_confidence_scores.ipynb #d0689000
 def _calibration_error(confidence: np.ndarray, wrong: np.ndarray, rescaling: tuple | None) -> float:
     "Return the error after rescaling; NaN without a rescaling."
@@ -48,7 +43,8 @@ def pixel_scores(
     rescalings: dict[str, tuple | None],  # confidence -> of `fit_rescaling`
 ) -> list[dict]:  # confidence, measure, value
     "Return every measure by voxel of every confidence of a patient."
-    slices, wrong, rows = _slices_with_clot(maps.mask), maps.wrong, []
+    slices = evenly_spread(np.flatnonzero(maps.mask.any((1, 2))), SLICES_OF_ALL)
+    wrong, rows = maps.wrong, []
     for name, confidence in maps.confidences.items():
         inside, errors = confidence[band], wrong[band]
         values = (

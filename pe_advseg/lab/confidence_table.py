@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap
+from ..evaluation.resampling import draw_weights, percentile_interval
 from .confidence_maps import FROZEN_SEEDS
 from .confidence_scores import PIXEL_MEASURES
 from .discriminator_checks import LEARNED
@@ -54,16 +55,9 @@ def _embolus_draws(parts: pd.DataFrame, confidence: str, patients: list[str], we
 
 def _percentiles(draws: np.ndarray, patients: int) -> Interval:
     "Return the first draw (all patients once) and the range of 95 % of the others; no range for fewer than 2 patients."
-    known = draws[~np.isnan(draws)]
     if np.isnan(draws[0]) or patients < 2:
         return Interval(float(draws[0]), np.nan, np.nan)
-    return Interval(float(draws[0]), *np.quantile(known[1:], [0.025, 0.975]).tolist())
-
-
-def _resamples(patients: int, draws: int) -> np.ndarray:  # float (1 + draws, patients)
-    "Return how often each patient counts: once in the first row, as often as it was drawn in the others."
-    drawn = np.random.default_rng(0).multinomial(patients, np.full(patients, 1 / patients), size=draws)
-    return np.concatenate([np.ones((1, patients)), drawn])
+    return Interval(float(draws[0]), *percentile_interval(draws))
 
 # %% ../../nbs/lab/31_confidence_table.ipynb #d59906ca
 CONFIDENCES = ('discriminator', 'entropy', 'mc_dropout', 'frozen', 'shuffled')
@@ -97,7 +91,7 @@ def _pixel_row(scores: pd.DataFrame, draws: int) -> dict:
 
 def _embolus_row(parts: pd.DataFrame, patients: list[str], draws: int) -> dict:
     "The ranking of predicted emboli: pooled over patients, percentile intervals."
-    weights = _resamples(len(patients), draws)
+    weights = draw_weights(len(patients), 1, draws).patients
     values = {name: _embolus_draws(parts, name, patients, weights) for name in CONFIDENCES}
     with_parts = parts.patient.nunique()
     return dict(patients=with_parts, emboli=len(parts), false_emboli=int(parts.false.sum())) | _columns(

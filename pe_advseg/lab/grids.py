@@ -18,12 +18,12 @@ from ..phantom.hospital import Hospital
 from ..training.protocol import Setting, scans_digest
 from ..training.released import Defects
 from ..training.run_folder import read_config
+from ..training.scales import PAPER_NETWORK
 
 # %% ../../nbs/lab/02_grids.ipynb #67a8cc4a
 def _networks(own: str, encoder: str) -> dict[str, dict]:
     "Name -> what it changes in a configuration."
     base = dict(stem_stride=4, stage4=True, upsampling='bilinear')
-    paper = dict(stem_stride=2, stage4=False, upsampling='carafe')
     return {
         'U-Net': dict(network='unet', network_options=dict(encoder=encoder)),
         'DeepLabV3+': dict(network='deeplabv3plus', network_options=dict(encoder=encoder)),
@@ -31,8 +31,8 @@ def _networks(own: str, encoder: str) -> dict[str, dict]:
         'HRNet Large': dict(network=own, network_options=base | dict(stem_stride=2)),
         'HRNet CARAFE': dict(network=own, network_options=base | dict(upsampling='carafe')),
         'HRNet without stage 4': dict(network=own, network_options=base | dict(stage4=False)),
-        'HRNet Large/CARAFE/without stage 4': dict(network=own, network_options=paper),
-        'the same, 5 slices': dict(network=own, network_options=paper, slices=5),
+        'HRNet Large/CARAFE/without stage 4': dict(network=own, network_options=PAPER_NETWORK),
+        'the same, 5 slices': dict(network=own, network_options=PAPER_NETWORK, slices=5),
     }
 
 
