@@ -17,7 +17,7 @@ from pe_advseg.lab.confidence_measures import (
 )
 from pe_advseg.lab.confidence_scores import PIXEL_MEASURES, pixel_scores
 from pe_advseg.lab.confidence_table import CONFIDENCES, confidence_table, pooled_auroc
-from pe_advseg.models.discriminators import DISCRIMINATORS, build_discriminator
+from pe_advseg.models.discriminators import DISCRIMINATORS, BlankMap, build_discriminator
 from pe_advseg.training.adversarial import DiscriminatorMethod, NetworkOutput
 
 SPACING = (2.0, 1.5, 1.5)
@@ -192,18 +192,126 @@ def test_a_table_without_emboli_or_values_is_nan_and_no_error():
     assert (table.patients == 0).all()
 
 
+LEARNED = dict(real_against_predicted=0.9, untrained=0.5, blanked=0.5, held_out_loss=0.4, untrained_loss=0.69)
+LEARNED |= discriminator_checks.learning_verdict(0.9, 0.4)
+LUCKY = LEARNED | dict(held_out_loss=0.69) | discriminator_checks.learning_verdict(0.9, 0.69)
+
+
 @pytest.mark.parametrize(
-    ('checks', 'learned'),
-    [([0.8, 0.9], True), ([0.8, 0.6], False), ([0.7], False), ([None], False)],
-    ids=['all seeds', 'one did not', 'at the threshold', 'none'],
+    ('checks', 'learned', 'disagree'),
+    [
+        ([LEARNED, LEARNED], True, False),
+        ([LEARNED, LUCKY], False, True),
+        ([LUCKY], False, True),
+        ([LEARNED, None], True, False),
+        ([None], False, False),
+    ],
+    ids=['all seeds', 'one did not', 'lucky', 'one without an answer', 'none'],
 )
-def test_a_method_learned_when_all_its_runs_did(checks, learned):
-    checks = [check and dict(real_against_predicted=check, blanked=0.5) for check in checks]
+def test_a_method_learned_when_all_its_runs_did(checks, learned, disagree):
     table = confidence_table(*toy_tables(), {'adversarial': checks}, draws=20)
-    assert (table.learned == learned).all()
+    assert (table.learned == learned).all() and (table.checks_disagree == disagree).all()
+    known = [check['held_out_loss'] for check in checks if check]
+    assert np.allclose(table.held_out_loss, np.mean(known) if known else np.nan, equal_nan=True)
 
 
 # --- did it learn? ---
+
+
+@pytest.mark.parametrize(
+    ('real_against_predicted', 'held_out_loss', 'learned', 'disagree'),
+    [
+        (0.92, 0.43, True, False),
+        (0.7, 0.43, False, True),
+        (0.92, 0.63, False, True),
+        (1.0, 0.693, False, True),
+        (0.41, 0.71, False, False),
+        (0.5, float('nan'), False, False),
+    ],
+    ids=['both', 'AUROC at the threshold', 'loss at the threshold', 'a lucky direction', 'neither', 'no patches'],
+)
+def test_a_discriminator_has_learned_when_both_checks_say_so(real_against_predicted, held_out_loss, learned, disagree):
+    verdict = discriminator_checks.learning_verdict(real_against_predicted, held_out_loss)
+    assert verdict == dict(learned=learned, checks_disagree=disagree)
+
+
+def output_of_a_beginner(patches: int = 40) -> NetworkOutput:
+    "Masks with a square of clot, and a network that finds it but is unsure everywhere: its map has the larger mean."
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(patches, 1, 32, 32, dtype=torch.uint8)
+    corners = torch.randint(0, 24, (patches, 2), generator=generator)
+    for one, (y, x) in zip(mask, corners, strict=True):
+        one[0, y : y + 8, x : x + 8] = 1
+    logits = torch.randn(mask.shape, generator=generator) + 4.0 * mask - 2.0
+    return NetworkOutput(logits, torch.zeros(patches, 8, 16, 16), mask)
+
+
+class HandMade(torch.nn.Module):
+    "A discriminator that is one function of the map."
+
+    takes_logits = False
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, map, features):
+        return self.answer(map)
+
+
+def is_hard(map):
+    "It knows: an expert's map is 0 or 1."
+    return torch.where((map == 0) | (map == 1), 4.0, -4.0)
+
+
+def fewer_is_real(map):
+    "It answers the mean of the map, faintly, as fresh weights do; here in the lucky direction."
+    return -0.01 * map.mean((2, 3), keepdim=True).expand_as(map)
+
+
+def more_is_real(map):
+    return -fewer_is_real(map)
+
+
+def at_random(map):
+    return torch.randn(map.shape, generator=torch.Generator().manual_seed(round(1e6 * float(map.sum()))))
+
+
+@pytest.mark.parametrize(
+    ('answer', 'real_against_predicted', 'loss', 'learned', 'disagree'),
+    [
+        (is_hard, 1.0, 0.018, True, False),
+        (fewer_is_real, 1.0, 0.693, False, True),
+        (more_is_real, 0.0, 0.693, False, False),
+        (at_random, 0.5, 0.806, False, False),
+    ],
+)
+def test_hand_made_discriminators(answer, real_against_predicted, loss, learned, disagree):
+    "One that knows, one that answers the mean of the map in either direction, one that answers at random."
+    given = discriminator_checks._answers(HandMade(answer), DiscriminatorMethod(), output_of_a_beginner())
+    answers = {'trained': given, 'blanked': np.zeros_like(given), 'frozen_0': given, 'frozen_1': given}
+    checks = discriminator_checks._checks(answers)
+    assert abs(checks['real_against_predicted'] - real_against_predicted) < 0.15
+    assert checks['untrained'] == max(checks['real_against_predicted'], 1 - checks['real_against_predicted'])
+    assert abs(checks['held_out_loss'] - loss) < 0.01 and checks['untrained_loss'] == checks['held_out_loss']
+    assert (checks['learned'], checks['checks_disagree'], checks['blanked']) == (learned, disagree, 0.5)
+
+
+@pytest.mark.parametrize('kind', DISCRIMINATORS)
+@torch.no_grad()
+def test_fresh_weights_answer_the_mean_of_a_beginners_map_and_cost_log_2(kind):
+    "Their AUROC may be 1 by luck, their cross-entropy never falls below that of a coin by more than a trace."
+    network = torch.nn.Linear(1, 1)
+    network.feature_channels = 8
+    method = DiscriminatorMethod(discriminator=kind)
+    untrained = discriminator_checks.untrained_discriminators(method, network)
+    again = discriminator_checks.untrained_discriminators(method, network)
+    assert len(untrained) == 3
+    for name, discriminator in untrained.items():
+        pairs = zip(discriminator.parameters(), again[name].parameters(), strict=True)
+        assert not discriminator.training and all(torch.equal(one, other) for one, other in pairs)
+        answers = discriminator_checks._answers(discriminator, method, output_of_a_beginner())
+        assert abs(answers[2].mean() - np.log(2)) < 0.02
 
 
 @pytest.mark.parametrize('kind', DISCRIMINATORS)
@@ -215,13 +323,13 @@ def test_blanked_maps_give_the_same_answer_to_masks_and_predictions(kind):
     discriminator = build_discriminator(kind, 8).eval()
     mask = (torch.rand(3, 1, 64, 64) < 0.1).to(torch.uint8)
     output = NetworkOutput(torch.randn(3, 1, 64, 64), torch.randn(3, 8, 32, 32), mask)
-    real, fake = discriminator_checks._answers(discriminator, method, output, blank=True)
+    real, fake, _ = discriminator_checks._answers(BlankMap(discriminator), method, output)
     assert np.array_equal(real, fake) and auroc([*real, *fake], [1] * 3 + [0] * 3) == 0.5
-    real, fake = discriminator_checks._answers(discriminator, method, output, blank=False)
+    real, fake, _ = discriminator_checks._answers(discriminator, method, output)
     assert (real != fake).all()
 
 
 def test_pixels_without_a_label_do_not_count():
     logits = torch.tensor([[1.0, 100.0], [3.0, 100.0]]).reshape(1, 1, 2, 2)
     counted = torch.tensor([[True, False], [True, False]]).reshape(1, 1, 2, 2)
-    assert discriminator_checks._mean_logits(logits, counted).tolist() == [2.0]
+    assert discriminator_checks._mean_counted(logits, counted).tolist() == [2.0]

@@ -61,16 +61,32 @@ def gain_sentence(table: pd.DataFrame) -> str:
     return text
 
 # %% ../../nbs/lab/12_results_in_words.ipynb #a19b30fd
-def discriminator_sentence(training: pd.DataFrame, least: float = 0.7) -> str:
-    "State for each discriminator how well it tells expert masks from predictions; `least` is the AUROC that counts."
-    mean = training.groupby('method', sort=False).real_against_predicted.mean().dropna()
-    told = [f'*{method_label(name)}* {value:.2f}' for name, value in mean.items()]
-    sentence = f'AUROC of expert masks against predictions on held-out patients of the source: {", ".join(told)}.'
-    failed = [method_label(name) for name, value in mean.items() if value <= least]
+def _methods_where(table: pd.DataFrame, column: str, value: bool) -> list[str]:
+    "Return the labels of the methods of which a run has this value in a column of truths."
+    return [method_label(name) for name in table.method[table[column] == value].unique()]
+
+
+def discriminator_sentence(training: pd.DataFrame) -> str:
+    """State for each discriminator how well it tells expert masks from predictions, and which have not learned.
+
+    `training`: a row per run, with real_against_predicted, held_out_loss, learned and checks_disagree where there is
+    a discriminator.
+    """
+    known = training.dropna(subset='real_against_predicted')
+    means = known.groupby('method', sort=False)[['real_against_predicted', 'held_out_loss']].mean()
+    told = [
+        f'*{method_label(row.Index)}* {row.real_against_predicted:.2f} and {row.held_out_loss:.2f}'
+        for row in means.itertuples()
+    ]
+    sentence = 'AUROC of expert masks against predictions on held-out patients of the source, and cross-entropy there '
+    sentence += f'in nats (0.69 is a coin): {", ".join(told)}.'
+    disputed = _methods_where(known, 'checks_disagree', True)
+    if disputed:
+        sentence += f' The two numbers disagree for {", ".join(disputed)}.'
+    failed = _methods_where(known, 'learned', False)
     if not failed:
-        return f'{sentence} All are above {least}, so all discriminators have learned.'
-    rule = f'At {least} or less a discriminator has not learned, and its method counts as not tried'
-    return f'{sentence} {rule}: {", ".join(failed)}.'
+        return f'{sentence} By both numbers all discriminators have learned.'
+    return f'{sentence} A method whose discriminator has not learned by both counts as not tried: {", ".join(failed)}.'
 
 # %% ../../nbs/lab/12_results_in_words.ipynb #2afe0e23
 def network_sentences(table: pd.DataFrame) -> str:
