@@ -8,12 +8,13 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from pe_advseg.evaluation.size_table import band_row, embolus_rows, size_table
 from scipy import ndimage
 
 from pe_advseg.evaluation.candidates import MOST_FALSE, candidate_columns, find_candidates, read_list
 from pe_advseg.evaluation.comparison import comparison_table
 from pe_advseg.evaluation.detection import detection_auroc, detection_sensitivity
-from pe_advseg.evaluation.froc import FALSE_PER_SCAN, froc_curve, froc_score, sensitivity_at, sensitivity_by_size
+from pe_advseg.evaluation.froc import FALSE_PER_SCAN, froc_curve, froc_score, sensitivity_at
 from pe_advseg.evaluation.intervals import compare_methods
 from pe_advseg.evaluation.resampling import (
     compare_over_seeds,
@@ -174,10 +175,43 @@ def test_sensitivity_by_size_by_hand():
     rows = table_of([[0.9, 0.2], [0.6]], [[], []], site='target', method='a')
     rows['embolus_mm3'] = ['[20.0,20000.0]', '[99.9]']
     both = pd.concat([rows, rows.assign(seed=1, embolus_probabilities=['[0.1,0.9]', '[0.6]'])])
-    table = sensitivity_by_size(both).set_index('size_mm3')
+    table = size_table(both).set_index('size_mm3')
     assert table.emboli.tolist() == [2, 0, 0, 1] and table.patients.tolist() == [2, 0, 0, 1]
+    assert table.found.tolist() == [1.5, 0, 0, 0.5] and (table.seeds == 2).all()
     assert table.sensitivity['below 100'] == 0.75 and table.sensitivity['10000 and above'] == 0.5
     assert np.isnan(table.sensitivity['100 to 1000'])
+    assert table.low['below 100'] == 0 and table.high['below 100'] == 1
+    assert table.loc['10000 and above', ['low', 'high']].isna().all()  # one patient
+
+
+def test_the_edges_of_bands_belong_to_the_larger_one():
+    rows = table_of([[0.9] * 4], [[]], site='target', method='a').assign(embolus_mm3='[99.9,100.0,1000.0,10000.0]')
+    assert size_table(rows).emboli.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_intervals_by_size_are_those_of_repeated_patients_and_seeds(seed):
+    random = np.random.default_rng(seed)
+    parts = []
+    for network in range(3):
+        found = [(random.random(n) * (random.random() < 0.8)).tolist() for n in (0, 1, 5, 2, 3)]
+        parts.append(table_of(found, [[]] * 5, site='target', method='a').assign(seed=network))
+    emboli = embolus_rows(pd.concat(parts))
+    counts = emboli.patient.value_counts() // 3
+    assert counts.to_dict() == {2: 5, 4: 3, 3: 2, 1: 1} and (emboli.size_mm3 == 'below 100').all()
+    weights, expected = draw_weights(4, 3, 50), []
+    for patients, seeds in zip(weights.patients, weights.seeds, strict=True):
+        times = emboli.patient.map(dict(zip((1, 2, 3, 4), patients, strict=True)))
+        times *= emboli.seed.map(dict(zip((0, 1, 2), seeds, strict=True)))
+        expected.append(np.average(emboli.found, weights=times))
+    row = band_row(emboli, seeds=3, draws=50)
+    assert row['sensitivity'] == pytest.approx(emboli.found.mean()) and row['emboli'] == 11
+    assert (row['low'], row['high']) == pytest.approx(percentile_interval(np.array(expected)))
+
+
+def test_sensitivity_by_size_without_any_embolus():
+    table = size_table(table_of([[], []], [[0.4], []], site='target', method='a'))
+    assert (table.emboli == 0).all() and table[['sensitivity', 'low', 'high']].isna().all(axis=None)
 
 
 def test_detection_needs_both_kinds_of_patients_in_every_seed():
