@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pe_advseg.data.augment import boxes, mix, strong, uniform, weak
+from pe_advseg.data.augment import boxes, mix, uniform, weak
 from pe_advseg.data.augment_hu import contrast_phase, gamma, kernel, noise, other_scan
 from pe_advseg.data.patches import IGNORE, Draw
 from pe_advseg.data.style import fourier_style, match_histograms
@@ -93,7 +93,6 @@ def test_what_comes_from_outside_is_ignored():
 
 VIEWS = {
     'weak': lambda image, mask, draw, first: weak(image, mask, draw, first=first),
-    'strong': lambda image, mask, draw, first: (strong(image, draw, first=first),),
     'mix': lambda image, mask, draw, first: (
         mix(image, -image, boxes(len(image), image.shape[-2:], draw, first=first)),
     ),
@@ -113,7 +112,7 @@ def test_a_view_is_a_function_of_seed_step_and_item(name, seed, step, first, cut
     image, mask, draw = smooth(4, slices, (24, 20)), some_masks(4, (24, 20)), Draw(seed, step)
     state = torch.random.get_rng_state()
     whole = VIEWS[name](image, mask, draw, first)
-    strong(image, Draw(seed, step + 1))  # something else in between
+    other_scan(image, Draw(seed, step + 1))  # something else in between
     parts = [
         VIEWS[name](image[part], mask[part], draw, first + (part.start or 0))
         for part in (slice(cut, None), slice(0, cut))
@@ -125,7 +124,7 @@ def test_a_view_is_a_function_of_seed_step_and_item(name, seed, step, first, cut
 
 
 def test_default_views_are_those_of_the_committed_results():
-    "Digest of the draws behind weak, strong and boxes, taken before this file existed: committed results hang on them."
+    "Digest of draws by name and of boxes, taken before this file existed: committed results hang on them."
     draw, digest = Draw(1, 2), hashlib.sha256()
     for name in ('weak angle', 'weak zoom', 'weak flip', 'strong gamma', 'strong contrast', 'strong sigma'):
         digest.update(uniform(draw, name, 5, -1, 1, 3).numpy().tobytes())

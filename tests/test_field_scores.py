@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from pe_advseg.evaluation.size_table import band_row, embolus_rows, size_table
 from scipy import ndimage
 
 from pe_advseg.evaluation.candidates import MOST_FALSE, candidate_columns, find_candidates, read_list
@@ -25,6 +24,7 @@ from pe_advseg.evaluation.resampling import (
     resampled_patients,
 )
 from pe_advseg.evaluation.scan_scores import scan_scores
+from pe_advseg.evaluation.size_table import band_row, embolus_rows, size_table
 from pe_advseg.evaluation.surface_scores import surface_scores
 
 TOUCH = np.ones((3, 3, 3))  # 26 neighbours

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.probability import logit_entropy_bits
 from ..data.cache import CachedStudy
 from .detection import detection_auroc, detection_sensitivity
 from .froc import froc_score
@@ -110,14 +111,6 @@ def evenly_spread(items: Sequence, count: int) -> list:
     chosen = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
     return [items[i] for i in chosen]
 
-# %% ../../nbs/evaluation/19_comparison.ipynb #b6d5154c
-def _slice_entropy(p: torch.Tensor) -> torch.Tensor:
-    """Return the entropy of probabilities in nats.
-
-    `core.probability.entropy_bits` clips at 1e-7, which would make ties of nearly sure pixels and change the AUROC.
-    """
-    return torch.special.entr(p) + torch.special.entr(1 - p)
-
 # %% ../../nbs/evaluation/19_comparison.ipynb #a2a4e874
 @torch.inference_mode()
 def discriminator_auroc(
@@ -136,13 +129,13 @@ def discriminator_auroc(
         for z in evenly_spread(study.positive, slices_per_study):
             logits, features = network(network_input(study.hu, [z], config).to(device), return_features=True)
             p = logits.sigmoid()
-            doubt.append(-discriminator(logits if discriminator.takes_logits else p, features).flatten().cpu())
-            entropy.append(_slice_entropy(p).flatten().cpu())
-            wrong.append((p > 0.5).flatten().cpu() != torch.from_numpy(np.array(study.mask[z]) > 0).flatten())
-    if not wrong or not torch.cat(wrong).any():
+            doubt.append(-discriminator(logits if discriminator.takes_logits else p, features).cpu().numpy().ravel())
+            entropy.append(logit_entropy_bits(logits.cpu().numpy()).ravel())
+            wrong.append((p > 0.5).cpu().numpy().ravel() != (np.array(study.mask[z]) > 0).ravel())
+    if not wrong or not np.concatenate(wrong).any():
         return None
-    wrong = torch.cat(wrong).numpy()
+    wrong = np.concatenate(wrong)
     return dict(
-        discriminator_auroc=auroc(torch.cat(doubt).numpy(), wrong),
-        entropy_auroc=auroc(torch.cat(entropy).numpy(), wrong),
+        discriminator_auroc=auroc(np.concatenate(doubt), wrong),
+        entropy_auroc=auroc(np.concatenate(entropy), wrong),
     )
