@@ -13,7 +13,7 @@ CALM   := env -u PE_ADVSEG_HOME OMP_NUM_THREADS=1 MPLBACKEND=agg
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install paper networks methods third released realism circle order starter test docs fuzz lab readme prepare clean-runs
+.PHONY: help install paper networks methods third released realism circle order starter gpu gpu-wheels test docs fuzz lab readme prepare clean-runs
 
 help:  ## what each target does (this list)
 	@echo "pe_advseg: an open workbook for pulmonary embolism segmentation. Research only, not for diagnosis."
@@ -59,6 +59,15 @@ order: install  ## experiment 08: which scans to correct first (longer)
 
 starter: install  ## experiment 14: the model that ships with the package (SCALE=paper: a GPU, or a night)
 	$(BIN)/pe-advseg experiment 14_starter --scale "$(SCALE)"
+
+# no `install`: the machine with the GPU has no network, and its own Python has torch
+gpu:  ## experiments 03, 06 at scale paper on a GPU without network: nine minutes a call, call again (docs/gpu.md)
+	@PYTHONUNBUFFERED=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu.py || test $$? -eq 75
+
+gpu-wheels: install  ## what `make gpu` needs on that machine (Linux x86-64, Python 3.11), into build/wheels
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d build/wheels \
+		--python-version 3.11 $(addprefix --platform=manylinux,2014_x86_64 _2_27_x86_64 _2_28_x86_64) \
+		-c constraints.txt -r tools/gpu_wheels.txt
 
 test: install  ## clean and export leave no diff, the site builds, every notebook runs, pytest
 	@$(BIN)/python tools/sync.py --check

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.figure_style import save_figure
 from ..core.paths import figures_dir, results_dir, runs_dir, whole_file
 from ..training.protocol import Setting
 from ..training.run_folder import read_config, read_history, versions
@@ -69,6 +68,8 @@ def history_table(runs: list[Path]) -> pd.DataFrame:
 # %% ../../nbs/lab/03_results.ipynb #f690f50a
 def keep_figure(figure, name: str, provenance: dict, tag: str = '', shows_patients: bool = False, write: bool = True):
     "Save a figure in `figures/`, or in `runs/figures` when it shows pixels of a real patient; return the figure."
+    from pe_advseg.core.figure_style import save_figure
+
     scale = provenance.get('scale', 'demo')
     file_name = name + ('' if scale == 'demo' else f'_{scale}') + tag
     folder = runs_dir() / 'figures' if tag and shows_patients else figures_dir()
