@@ -8,8 +8,13 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from pe_advseg.evaluation.place_table import PLACES, embolus_places
 from scipy import ndimage
 
+from pe_advseg.core.lesions import label_lesions
+from pe_advseg.data.hospital_cache import build_cache
+from pe_advseg.data.layouts import find_studies
+from pe_advseg.evaluation import place_table as place_table_module
 from pe_advseg.evaluation.candidates import MOST_FALSE, candidate_columns, find_candidates, read_list
 from pe_advseg.evaluation.comparison import comparison_table
 from pe_advseg.evaluation.detection import detection_auroc, detection_sensitivity
@@ -26,6 +31,9 @@ from pe_advseg.evaluation.resampling import (
 from pe_advseg.evaluation.scan_scores import scan_scores
 from pe_advseg.evaluation.size_table import band_row, embolus_rows, size_table
 from pe_advseg.evaluation.surface_scores import surface_scores
+from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.phantom import make_study
+from pe_advseg.phantom.phantom_files import write_hospital
 
 TOUCH = np.ones((3, 3, 3))  # 26 neighbours
 
@@ -212,6 +220,29 @@ def test_intervals_by_size_are_those_of_repeated_patients_and_seeds(seed):
 def test_sensitivity_by_size_without_any_embolus():
     table = size_table(table_of([[], []], [[0.4], []], site='target', method='a'))
     assert (table.emboli == 0).all() and table[['sensitivity', 'low', 'high']].isna().all(axis=None)
+
+
+def test_places_are_those_of_the_arteries_of_the_phantom(tmp_path):
+    "As in the whole scan made again; and no embolus lies nearer to the trunk than where its record says that it begins."
+    write_hospital(tmp_path / 'fjord', 'fjord', (2, 5), (24, 64, 64), layout='folder', mask='nifti', progress=False)
+    found = find_studies(tmp_path / 'fjord', hospital='fjord')
+    for study in build_cache(found, tmp_path / 'cache', 5.0, progress=False).values():
+        made = make_study(HOSPITALS['fjord'], int(study.study.patient[-3:]), (24, 64, 64))
+        labels, count = label_lesions(made.mask)
+        places, begins = embolus_places(study), made.emboli.set_index('embolus').generation
+        assert len(places) == count > 0
+        for number, place in enumerate(places, 1):
+            most_proximal = made.artery[labels == number].min()
+            assert place == PLACES[most_proximal]
+            assert begins[np.unique(made.clot_ids[labels == number])].min() <= most_proximal + 1
+
+
+def test_sensitivity_by_place_leaves_out_whose_places_are_not_known():
+    rows = table_of([[0.9, 0.2], [0.6]], [[], []], site='target', method='a')
+    emboli = place_table_module._with_places(embolus_rows(rows), {0: ['central', 'lobar']})
+    assert emboli.place.tolist() == ['central', 'lobar'] and emboli.found.tolist() == [True, False]
+    table = place_table_module.place_table(rows, [])
+    assert table.place.tolist() == ['central', 'lobar', 'segmental', 'subsegmental'] and (table.emboli == 0).all()
 
 
 def test_detection_needs_both_kinds_of_patients_in_every_seed():

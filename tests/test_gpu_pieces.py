@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from packaging.requirements import Requirement
-from pe_advseg.lab.comparison_plan import Plan, comparisons
 from support.repository import ROOT
 
 from pe_advseg.evaluation.comparison import comparison_table
 from pe_advseg.lab import pieces
+from pe_advseg.lab.comparison_plan import Plan, comparisons
 from pe_advseg.lab.results import read_results
 from pe_advseg.lab.runs import score_all, train_comparison, training_seconds
 from pe_advseg.training.protocol import prepare_setting

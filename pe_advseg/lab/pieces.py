@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from .comparison_plan import Comparison, Plan, comparisons
 
 from ..core.paths import results_dir, runs_dir, whole_file, write_whole
 from ..evaluation.comparison import comparison_table
 from ..evaluation.evaluate import score_run, scores_key, scores_path
+from .comparison_plan import Comparison, Plan, comparisons
 from .discriminator_checks import discriminator_learned
 from .results import history_table, result_name, write_results
 from .runs import score_all, scoring_jobs, training_seconds
