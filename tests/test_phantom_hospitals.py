@@ -50,7 +50,9 @@ def test_there_are_presets_enough_and_the_first_three_come_first():
     assert len({hospital.seed for hospital in own_patients}) == len(own_patients) == len(HOSPITALS) - 1
     assert HOSPITALS['fjord'].seed == HARBOUR.seed and HOSPITALS['fjord'].artery_hu[0] < 200  # badly opacified
     assert all(name == hospital.name for name, hospital in HOSPITALS.items())
-    assert all(200 <= hospital.artery_hu[0] <= 500 and 30 <= hospital.clot_hu[0] <= 100 for hospital in own_patients)
+    assert all(30 <= hospital.clot_hu[0] <= 100 for hospital in own_patients)
+    usual = [hospital for hospital in own_patients if hospital.name != 'heath']  # a weak bolus on purpose
+    assert all(200 <= hospital.artery_hu[0] <= 500 for hospital in usual)
 
 
 def test_moor_is_the_hardest_on_paper():

@@ -85,15 +85,16 @@ class ScaleRuns(ScaleSizes):
         names = ('network', 'network_options', 'steps', 'batch', 'patch', 'slices', 'learning_rate')
         names += ('discriminator_learning_rate', 'by_embolus', 'hard_negatives', 'ema')
         sizes = {name: getattr(self, name) for name in names}
-        options = self.method_options(method) | changes.pop('method_options', {})
+        options = self.method_options(method, changes.pop('method_options', {}))
         return TrainConfig(method=method, seed=seed, method_options=options, **{**sizes, **changes})
 
-    def method_options(self, method: str) -> dict:
-        "Return the size of a method's discriminator, where it has one."
-        kind = getattr(METHODS[method], 'discriminator', None)
+    def method_options(self, method: str, changes: dict) -> dict:
+        "Return `changes` with the size of the method's discriminator, where it has one."
+        kind = changes.get('discriminator', getattr(METHODS[method], 'discriminator', None))
         if kind not in self.discriminators or method == 'feature_enhanced_as_released':
-            return {}
-        return {'discriminator_options': self.discriminators[kind]}
+            return changes
+        options = self.discriminators[kind] | changes.get('discriminator_options', {})
+        return changes | {'discriminator_options': options}
 
     def first(self, seed: int, scans_digest: str | None, **changes) -> TrainConfig:
         "Return the supervised training that comes before every method."
