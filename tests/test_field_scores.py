@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from pe_advseg.evaluation.place_table import PLACES, embolus_places
 from scipy import ndimage
 
 from pe_advseg.core.lesions import label_lesions
@@ -20,6 +19,7 @@ from pe_advseg.evaluation.comparison import comparison_table
 from pe_advseg.evaluation.detection import detection_auroc, detection_sensitivity
 from pe_advseg.evaluation.froc import FALSE_PER_SCAN, froc_curve, froc_score, sensitivity_at
 from pe_advseg.evaluation.intervals import compare_methods
+from pe_advseg.evaluation.place_table import PLACES, embolus_places
 from pe_advseg.evaluation.resampling import (
     compare_over_seeds,
     draw_weights,
@@ -223,7 +223,7 @@ def test_sensitivity_by_size_without_any_embolus():
 
 
 def test_places_are_those_of_the_arteries_of_the_phantom(tmp_path):
-    "As in the whole scan made again; and no embolus lies nearer to the trunk than where its record says that it begins."
+    "As in the whole scan made again; no embolus lies nearer to the trunk than where its record says that it begins."
     write_hospital(tmp_path / 'fjord', 'fjord', (2, 5), (24, 64, 64), layout='folder', mask='nifti', progress=False)
     found = find_studies(tmp_path / 'fjord', hospital='fjord')
     for study in build_cache(found, tmp_path / 'cache', 5.0, progress=False).values():
