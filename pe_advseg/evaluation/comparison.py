@@ -42,14 +42,12 @@ def _field_scores(scores: pd.DataFrame) -> dict:
     return row
 
 # %% ../../nbs/evaluation/19_comparison.ipynb #6230539d
-def _costs(scores: pd.DataFrame, costs: dict[str, Mapping[str, float]]) -> dict:
-    "Return seeds, steps, and the mean over runs of each cost by name of a run; NaN where it is not known."
-    row = dict(seeds=scores.seed.nunique(), steps=scores.steps.mean() if _is_known(scores, 'steps') else np.nan)
+def _costs(scores: pd.DataFrame, seconds: Mapping[str, float]) -> dict:
+    "Return seeds, steps, and the mean over runs of the seconds by name of a run; NaN where they are not known."
     runs = scores.run.unique() if _is_known(scores, 'run') else []
-    for name, by_run in costs.items():
-        known = [by_run[run] for run in runs if run in by_run]
-        row[name] = float(np.mean(known)) if known else np.nan
-    return row
+    known = [seconds[run] for run in runs if run in seconds]
+    steps = scores.steps.mean() if _is_known(scores, 'steps') else np.nan
+    return dict(seeds=scores.seed.nunique(), steps=steps, seconds=float(np.mean(known)) if known else np.nan)
 
 # %% ../../nbs/evaluation/19_comparison.ipynb #1a94a229
 SUMMARY_COLUMNS = [
@@ -69,17 +67,17 @@ def _site_table(
     metric: str,
     draws: int,
     has_gap: bool,
-    costs: dict[str, Mapping[str, float]],
+    seconds: Mapping[str, float],
 ) -> pd.DataFrame:
     "Return one row per method."
     oracle = 'oracle' if has_gap else None
     table = compare_over_seeds(scores[scores.clot_ml > 0], metric, reference, oracle, draws)
     table = table.rename(columns={'mean': metric, 'mean_low': f'{metric}_low', 'mean_high': f'{metric}_high'})
     by_method = dict(list(scores.groupby('method')))
-    others = [_costs(by_method[name], costs) | _field_scores(by_method[name]) for name in table.method]
+    others = [_costs(by_method[name], seconds) | _field_scores(by_method[name]) for name in table.method]
     table = pd.concat([table, pd.DataFrame(others)], axis=1)
     first = ['method', 'patients', 'seeds', 'steps', metric, f'{metric}_low', f'{metric}_high', 'difference']
-    columns = [*first, 'low', 'high', *SUMMARY_COLUMNS, 'detection_sensitivity', 'false_positive_ml', *costs]
+    columns = [*first, 'low', 'high', *SUMMARY_COLUMNS, 'detection_sensitivity', 'false_positive_ml', 'seconds']
     return table[[*columns, 'p_holm']]
 
 # %% ../../nbs/evaluation/19_comparison.ipynb #ec0536e1
@@ -89,18 +87,16 @@ def comparison_table(
     metric: str = 'dice',
     draws: int = 10000,
     seconds: Mapping[str, float] | None = None,  # name of a run -> seconds of its training
-    passes: Mapping[str, float] | None = None,  # name of a run -> images that went through a network in its training
 ) -> pd.DataFrame:
     """Return one row per site and method.
 
     Columns: site, method, patients, seeds, steps; the metric and its difference from the reference with 95 % intervals
     over patients and seeds; gap_closed with its interval (NaN at the source); surface_dice, hd95_mm, froc,
-    detection_auroc, detection_sensitivity, false_positive_ml; seconds, passes; p_holm; reference.
+    detection_auroc, detection_sensitivity, false_positive_ml; seconds; p_holm; reference.
     """
-    costs = dict(seconds=seconds or {}, passes=passes or {})
     parts = []
     for site, here in scores.groupby('site', sort=False):
-        table = _site_table(here, reference, metric, draws, site != 'source', costs)
+        table = _site_table(here, reference, metric, draws, site != 'source', seconds or {})
         table.insert(0, 'site', site)
         parts.append(table.assign(reference=reference))
     return pd.concat(parts, ignore_index=True)
