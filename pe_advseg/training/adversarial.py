@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..data.augment_hu import other_scan
 from ..data.patches import IGNORE
 from ..models.discriminator import soft_real_map
 from ..models.discriminators import build_discriminator
@@ -148,11 +149,15 @@ class Adversarial(PseudoLabelMethod):
 
     unlabelled_weight: float = 0.001  # of the adversarial term on unlabelled images
     fakes_from_unlabelled: bool = True  # predictions on unlabelled scans are fakes for the discriminator, too
+    contrast: tuple | None = None  # range of bolus in scanner views of the labelled images; None: they stay
     uses_unlabelled = True
     effort = 6
 
     def network_terms(self, step: Step) -> dict:
-        output = NetworkOutput(*step.networks['network'](step.image, return_features=True), step.mask[:, None])
+        image = step.image
+        if self.contrast:
+            image = other_scan(image, step.draw, 'scan labelled', step.first, contrast=self.contrast)
+        output = NetworkOutput(*step.networks['network'](image, return_features=True), step.mask[:, None])
         step.memory['labelled'] = output.detached()
         terms = {'segmentation': segmentation_loss(output.logits, step.target)}
         if self.labelled_weight:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from ..data.bolus import with_contrast_of
 
 from ..data.augment import uniform
 from ..data.augment_hu import other_scan
@@ -130,7 +131,11 @@ class SupervisedScannerViews(Method):
         return {'segmentation': segmentation_loss(step.networks['network'](image), step.target)}
 
 # %% ../../nbs/training/01_methods.ipynb #fcb13586
-STYLES = {'fourier': fourier_style, 'histogram': match_histograms}
+def _bolus_style(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    return with_contrast_of(style, content)
+
+
+STYLES = {'fourier': fourier_style, 'histogram': match_histograms, 'bolus': _bolus_style}
 
 
 def in_target_style(

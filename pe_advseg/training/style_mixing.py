@@ -13,7 +13,7 @@ import torch
 from ..data.augment import boxes, mix
 from ..data.augment_hu import other_scan
 from .adversarial import DiscriminatorMethod, NetworkOutput
-from .methods import Step, in_target_style, ramp_up, segmentation_loss
+from .methods import WIDE_CONTRAST, Step, in_target_style, ramp_up, segmentation_loss
 from .teachers import CutMixMeanTeacher, LabellingTeacher, TeacherMethod, paste_into_lumen
 
 # %% ../../nbs/training/05_style_mixing.ipynb #e5d6d84f
@@ -86,25 +86,35 @@ class StyleMixingFeatures(StyleMixing, DiscriminatorMethod):
 # %% ../../nbs/training/05_style_mixing.ipynb #f5136571
 @dataclass
 class BestRecipe(CutMixMeanTeacher, DiscriminatorMethod):
-    "Style, scanner views, CutMix with a teacher, and if asked for pasted clots and a discriminator."
+    "Scanner views with the bolus of the target; a teacher, pasted clots and a discriminator if asked for."
 
-    style: str = 'histogram'  # of half of the labelled images; 'fourier'
+    style: str = 'bolus'  # of half of the labelled images; 'histogram', 'fourier'
     styled_share: float = 0.5  # 0: all labelled images keep their look
-    scanner_views: bool = True  # of the labelled images
+    contrast: tuple | None = WIDE_CONTRAST  # range of bolus in views of the labelled images; None: no views
+    weight: float = 0.0  # of what a teacher says of unlabelled images; 0: no teacher
+    begin: float = 0.5  # share of the training after which the teacher speaks
+    clot_above: float = 0.9
+    background_below: float = 0.1
     paste: bool = False  # clots into open arteries of the unlabelled images
     labelled_weight: float = 0.0  # of the adversarial term; 0: no discriminator
     soften_real: bool = True
     discriminator: str = 'features'
-    effort = 3
+    effort = 1.2
 
     def build(self, network: torch.nn.Module) -> dict:
         teacher = TeacherMethod.build(self, network)
         return teacher | (DiscriminatorMethod.build(self, network) if self.labelled_weight else {})
 
+    def network_terms(self, step: Step) -> dict:
+        terms = self.labelled_terms(step)
+        if self.weight and step.progress >= self.begin:
+            terms['unlabelled'] = self.weight * ramp_up(step.progress - self.begin) * self.unlabelled_loss(step)
+        return terms
+
     def labelled_terms(self, step: Step) -> dict:
         image = in_target_style(step, self.style, self.styled_share)
-        if self.scanner_views:
-            image = other_scan(image, step.draw, 'scan labelled', step.first)
+        if self.contrast:
+            image = other_scan(image, step.draw, 'scan labelled', step.first, contrast=self.contrast)
         output = NetworkOutput(*step.networks['network'](image, return_features=True), step.mask[:, None])
         terms = {'segmentation': segmentation_loss(output.logits, step.target)}
         if self.labelled_weight:

@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['update_average', 'early_momentum', 'TeacherMethod', 'teacher_probability', 'student_view', 'MeanTeacher',
            'two_sided_labels', 'LabellingTeacher', 'CutMixMeanTeacher', 'begins_round', 'IterativePseudoLabels',
-           'lung_share', 'blood_level', 'open_arteries', 'with_contrast_of', 'paste_into_lumen', 'ClotPaste']
+           'paste_into_lumen', 'ClotPaste']
 
 # %% ../../nbs/training/02_teachers.ipynb #2536e7e3
 import copy
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from ..data.bolus import open_arteries, with_contrast_of
 
-from ..core.preprocessing import scale_hu
 from ..data.augment import boxes, mix
-from ..data.augment_hu import contrast_phase, other_scan
+from ..data.augment_hu import other_scan
 from ..data.patches import IGNORE
 from ..data.transplant import paste_clots
 from .methods import Method, Step, log_pseudo_labels, ramp_up, segmentation_loss
@@ -159,44 +157,6 @@ class IterativePseudoLabels(LabellingTeacher):
     def after_step(self, step: Step) -> None:
         if begins_round(step, self.rounds):
             step.networks['teacher'].load_state_dict(step.networks['network'].state_dict())
-
-# %% ../../nbs/training/02_teachers.ipynb #3e5f9944
-_SOFT, _ENHANCED = (float(scale_hu(np.float32(hu))) for hu in (60.0, 90.0))  # soft tissue ends, enhanced blood begins
-
-
-def _smooth(image: torch.Tensor) -> torch.Tensor:
-    "Return the middle slice (n, h, w) with less noise."
-    return F.avg_pool2d(image[:, image.shape[1] // 2], 3, 1, 1, count_include_pad=False)
-
-
-def lung_share(image: torch.Tensor, reach: int = 10) -> torch.Tensor:  # (n, h, w)
-    "Return how much of the square around each pixel of the middle slice is lung or air; outside counts as tissue."
-    air = (_smooth(image) < -0.9).float()
-    return F.avg_pool2d(air, 2 * reach + 1, 1, reach, count_include_pad=True)
-
-# %% ../../nbs/training/02_teachers.ipynb #5de1b5d8
-def blood_level(image: torch.Tensor) -> torch.Tensor:  # (n, 1, 1, 1)
-    "Return the brightness of enhanced blood near the lungs in images (n, k, h, w); soft tissue's where there is none."
-    smooth = _smooth(image)
-    enhanced = (smooth > _ENHANCED) & (lung_share(image) > 0.3)
-    level = torch.where(enhanced, smooth, torch.nan).flatten(1).nanquantile(0.75, dim=1)
-    return level.nan_to_num(_SOFT).view(-1, 1, 1, 1)
-
-
-def open_arteries(image: torch.Tensor) -> torch.Tensor:  # bool (n, h, w)
-    "Return the pixels of the middle slice that are as bright as the image's own blood and lie in the lungs."
-    rise = (blood_level(image) - _SOFT)[:, 0]
-    above_soft = image[:, image.shape[1] // 2] - _SOFT
-    return (above_soft > rise / 2) & (above_soft < 2 * rise) & (lung_share(image) > 0.45)
-
-
-def with_contrast_of(
-    recipient: torch.Tensor,  # (n, k, h, w)
-    donor: torch.Tensor,  # as many
-) -> torch.Tensor:
-    "Return the donor's images with the enhancement of the recipient's blood."
-    gain = (blood_level(recipient) - _SOFT) / (blood_level(donor) - _SOFT).clamp(min=0.05)
-    return contrast_phase(donor, gain.clamp(0.25, 4))
 
 # %% ../../nbs/training/02_teachers.ipynb #7267b586
 def paste_into_lumen(
