@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from ..data.bolus import with_contrast_of
 
 from ..data.augment import uniform
 from ..data.augment_hu import other_scan
+from ..data.bolus import with_contrast_of
 from ..data.patches import IGNORE, Draw
 from ..data.style import fourier_style, match_histograms
 from ..models.networks import build_network

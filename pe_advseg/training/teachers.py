@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from ..data.bolus import open_arteries, with_contrast_of
 
 from ..data.augment import boxes, mix
 from ..data.augment_hu import other_scan
+from ..data.bolus import open_arteries, with_contrast_of
 from ..data.patches import IGNORE
 from ..data.transplant import paste_clots
 from .methods import Method, Step, log_pseudo_labels, ramp_up, segmentation_loss
