@@ -94,6 +94,15 @@ class DiscriminatorMethod(DiscriminatorOptions):
         answer = verdict(step.networks['discriminator'], output)
         return self.labelled_weight * deceive(self.loss, answer, self.counted(output))
 
+    def labelled_losses(self, step: Step, image: torch.Tensor) -> dict:
+        "Return the losses on labelled images, shown as `image`; keep the prediction for the discriminator."
+        output = NetworkOutput(*step.networks['network'](image, return_features=True), step.mask[:, None])
+        step.memory['labelled'] = output.detached()
+        terms = {'segmentation': segmentation_loss(output.logits, step.target)}
+        if self.labelled_weight:
+            terms['adversarial_source'] = self.labelled_term(step, output)
+        return terms
+
     def discriminator_terms(self, step: Step) -> dict:
         if self.frozen or 'labelled' not in step.memory:
             return {}
@@ -157,11 +166,7 @@ class Adversarial(PseudoLabelMethod):
         image = step.image
         if self.contrast:
             image = other_scan(image, step.draw, 'scan labelled', step.first, contrast=self.contrast)
-        output = NetworkOutput(*step.networks['network'](image, return_features=True), step.mask[:, None])
-        step.memory['labelled'] = output.detached()
-        terms = {'segmentation': segmentation_loss(output.logits, step.target)}
-        if self.labelled_weight:
-            terms['adversarial_source'] = self.labelled_term(step, output)
+        terms = self.labelled_losses(step, image)
         if self.unlabelled_weight or self.pseudo_weight:
             terms |= self.unlabelled_terms(step)
         return terms

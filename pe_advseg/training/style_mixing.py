@@ -115,12 +115,9 @@ class BestRecipe(CutMixMeanTeacher, DiscriminatorMethod):
         image = in_target_style(step, self.style, self.styled_share)
         if self.contrast:
             image = other_scan(image, step.draw, 'scan labelled', step.first, contrast=self.contrast)
-        output = NetworkOutput(*step.networks['network'](image, return_features=True), step.mask[:, None])
-        terms = {'segmentation': segmentation_loss(output.logits, step.target)}
         if self.labelled_weight:
-            step.memory['labelled'] = output.detached()
-            terms['adversarial_source'] = self.labelled_term(step, output)
-        return terms
+            return self.labelled_losses(step, image)
+        return {'segmentation': segmentation_loss(step.networks['network'](image), step.target)}
 
     def shown_to_student(self, step: Step, probability: torch.Tensor, labels: torch.Tensor) -> tuple:
         if self.paste:
