@@ -40,8 +40,10 @@ realism: install  ## experiments 09, 10, 12, 13: a real patient, speed, realism,
 	$(BIN)/pe-advseg experiment 12_synthetic_hospitals --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 13_domain_gap --scale "$(SCALE)"
 
-methods: install  ## experiments 06, 07: all methods, the discriminators' confidence, the budget of labels (SCALE=study: a night)
+methods: install  ## experiments 06, 07: all methods, the recipe, the discriminators, the budget of labels (SCALE=study: a night)
 	$(BIN)/pe-advseg experiment 06_methods --scale "$(SCALE)"
+	$(BIN)/pe-advseg experiment 06_recipe --scale "$(SCALE)"
+	$(BIN)/pe-advseg experiment 06_ladder --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 06_confidence --scale "$(SCALE)"
 	$(BIN)/pe-advseg experiment 07_label_budget --scale "$(SCALE)"
 
