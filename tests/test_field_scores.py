@@ -408,8 +408,10 @@ def test_costs_are_averaged_over_the_runs_of_a_method():
     scores = simulated(np.random.default_rng(8), dict(supervised=0, a=0.1), patients=4, seeds=2)
     scores = scores.assign(site='target', clot_ml=1.0, false_positive_ml=0.2, steps=600)
     scores['run'] = scores.method + scores.seed.astype(str)
-    table = comparison_table(scores, draws=100, seconds=dict(a0=10, a1=30, supervised0=5))
-    table = table.set_index('method')
+    costs = {name: dict(seconds=value, passes=2 * value) for name, value in dict(a0=10, a1=30, supervised0=5).items()}
+    table = comparison_table(scores, draws=100, costs=costs).set_index('method')
     assert table.seconds.to_dict() == dict(supervised=5, a=20) and (table.steps == 600).all()
-    unknown = comparison_table(scores, draws=100, seconds=dict(a0=10, a1=30)).set_index('method')
+    assert table.passes.to_dict() == dict(supervised=10, a=40)
+    del costs['supervised0']
+    unknown = comparison_table(scores, draws=100, costs=costs).set_index('method')
     assert np.isnan(unknown.seconds['supervised']) and unknown.seconds['a'] == 20

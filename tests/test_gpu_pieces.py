@@ -17,7 +17,7 @@ from pe_advseg.evaluation.comparison import comparison_table
 from pe_advseg.lab import pieces
 from pe_advseg.lab.comparison_plan import Plan, comparisons
 from pe_advseg.lab.results import read_results
-from pe_advseg.lab.runs import score_all, train_comparison, training_seconds
+from pe_advseg.lab.runs import score_all, train_comparison, training_costs
 from pe_advseg.training.protocol import prepare_setting
 
 METHODS = ['supervised', 'clot_paste', 'feature_enhanced']  # in the order of the registry
@@ -57,7 +57,7 @@ def snapshot(folder: Path) -> dict:
 def check_tables(straight) -> None:
     "The tables in figures/results are those of the comparison that nobody stopped, and name the device."
     _, setting, runs, scores = straight
-    table = comparison_table(scores, seconds=training_seconds(runs))
+    table = comparison_table(scores, costs=training_costs(runs))
     main = comparison_table(scores[scores.method != 'clot_paste'])
     for name, expected in (('06_methods', table), ('03_comparison', main)):
         found = read_results(name, 'smoke')

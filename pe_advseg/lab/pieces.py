@@ -21,7 +21,7 @@ from ..evaluation.evaluate import score_run, scores_key, scores_path
 from .comparison_plan import Comparison, Plan, comparisons
 from .discriminator_checks import discriminator_learned
 from .results import history_table, result_name, write_results
-from .runs import score_all, scoring_jobs, training_seconds
+from .runs import score_all, scoring_jobs, training_costs
 from .training_health import patch_foreground, training_row
 from ..training.checkpoint import keep_newest, saved_step
 from ..training.protocol import prepare_setting
@@ -123,7 +123,7 @@ def write_comparisons(plan: Plan) -> None:
         write_results(scores, comparison.scores, setting)
         write_results(health_table(plan, runs, truth), comparison.training, setting)
         write_results(history_table(runs), comparison.history, setting)
-        write_results(comparison_table(scores, seconds=training_seconds(runs)), comparison.table, setting)
+        write_results(comparison_table(scores, costs=training_costs(runs)), comparison.table, setting)
         _written_mark(plan, comparison).touch()
 
 # %% ../../nbs/lab/33_pieces.ipynb #599e6986
