@@ -43,10 +43,10 @@ def gap_closed_figure(
     table: pd.DataFrame,  # as of `comparison.comparison_table`, with provenance
     title: str = 'What unlabelled scans are worth',
 ) -> Figure:
-    "Draw the gap closed at the target with intervals, methods in ascending order, and the difference at the source."
+    "Draw the gap closed at the target with intervals, the largest first, and the difference at the source."
     ends = [table.reference.iloc[0], 'oracle']
     source, target = table.source.iloc[0], table.target.iloc[0]
-    there = table[(table.site == 'target') & ~table.method.isin(ends)].sort_values('gap_closed')
+    there = table[(table.site == 'target') & ~table.method.isin(ends)].sort_values('gap_closed', ascending=False)
     here = table.loc[table.site == 'source', ['method', 'difference', 'low', 'high']]
     rows = there.drop(columns=['difference', 'low', 'high']).merge(here, on='method', how='left')
     closed = Measure(

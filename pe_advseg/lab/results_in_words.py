@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_SCORES', 'interval_text', 'gain_text', 'markdown_table', 'gain_sentence', 'gap_closed_table',
-           'discriminator_sentence', 'network_sentences', 'beside_published']
+           'helped_sentences', 'discriminator_sentence', 'network_sentences', 'beside_published']
 
 # %% ../../nbs/lab/12_results_in_words.ipynb #96533998
 import numpy as np
@@ -65,16 +65,38 @@ def gap_closed_table(table: pd.DataFrame) -> str:
     "Write a comparison as of `comparison.comparison_table` as a Markdown table, the largest gain at the target first."
     source = table[table.site == 'source'].set_index('method')
     target = table[table.site == 'target'].sort_values('difference', ascending=False)
-    lines = ['| method | Dice target | difference | gap closed | difference source | s |', '|---|---|---|---|---|---|']
+    lines = [
+        '| method | Dice target | difference | gap closed | difference source | passes |',
+        '|---|---|---|---|---|---|',
+    ]
     for row in target.itertuples():
         is_end = row.method in (row.reference, 'oracle')
         closed = '' if is_end else f'{row.gap_closed:.2f}{interval_text(row.gap_closed_low, row.gap_closed_high)}'
         gain = '(reference)' if row.method == row.reference else gain_text(row)
         at_source = gain_text(source.loc[row.method]) if row.method in source.index else ''
-        seconds = f'{row.seconds:.0f}' if np.isfinite(row.seconds) else ''
-        cells = [method_label(row.method), f'{row.dice:.3f}', gain, closed, at_source, seconds]
+        at_source = gain if row.method == row.reference else at_source
+        passes = f'{row.passes:,.0f}' if np.isfinite(row.passes) else ''
+        cells = [method_label(row.method), f'{row.dice:.3f}', gain, closed, at_source, passes]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+# %% ../../nbs/lab/12_results_in_words.ipynb #99f1c900
+def helped_sentences(table: pd.DataFrame) -> str:
+    "State which methods are better than the reference at the target, not told apart from it, and worse."
+    target = table[(table.site == 'target') & (table.method != table.reference) & (table.method != 'oracle')]
+    target = target.sort_values('difference', ascending=False)
+    groups = {
+        'Better than the reference, with an interval above nothing': target[target.low > 0],
+        'Not told apart from it': target[(target.low <= 0) & (target.high >= 0)],
+        'Worse, with an interval below nothing': target[target.high < 0],
+    }
+    sentences = []
+    for text, rows in groups.items():
+        named = [f'*{method_label(row.method)}* {gain_text(row)}' for row in rows.itertuples()]
+        sentences.append(f'{text}: {", ".join(named) or "none"}.')
+    counts = f'{int(target.patients.max())} patients with embolism, seeds: {int(table.seeds.min())}'
+    counts += f', {int(target.steps.max())} steps after the common start'
+    return f'({counts}.) ' + ' '.join(sentences)
 
 # %% ../../nbs/lab/12_results_in_words.ipynb #a19b30fd
 def _methods_where(table: pd.DataFrame, column: str, value: bool) -> list[str]:
