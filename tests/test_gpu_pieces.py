@@ -58,7 +58,7 @@ def check_tables(straight) -> None:
     "The tables in figures/results are those of the comparison that nobody stopped, and name the device."
     _, setting, runs, scores = straight
     table = comparison_table(scores, costs=training_costs(runs))
-    main = comparison_table(scores[scores.method != 'clot_paste'])
+    main = comparison_table(scores[scores.method != 'clot_paste'], costs=training_costs(runs))
     for name, expected in (('06_methods', table), ('03_comparison', main)):
         found = read_results(name, 'smoke')
         columns = [column for column in expected if column not in MOMENT]
