@@ -9,6 +9,7 @@ from torch import nn
 
 from pe_advseg.core.preprocessing import scale_hu
 from pe_advseg.core.probability import entropy_bits
+from pe_advseg.data.bolus import open_arteries
 from pe_advseg.data.patches import IGNORE, Draw
 from pe_advseg.training import teachers
 from pe_advseg.training.adversarial import FeatureEnhanced, NetworkOutput, verdict
@@ -19,7 +20,7 @@ from pe_advseg.training.losses import discriminator_hinge, network_hinge, predic
 from pe_advseg.training.methods import Step, in_target_style, toy_step
 from pe_advseg.training.registry import METHODS, build_method
 from pe_advseg.training.run_folder import read_history
-from pe_advseg.training.teachers import begins_round, open_arteries, paste_into_lumen, two_sided_labels
+from pe_advseg.training.teachers import begins_round, paste_into_lumen, two_sided_labels
 from pe_advseg.training.train import train
 
 SMALL = dict(network_options={'upsampling': 'bilinear'}, batch=2, patch=32)
