@@ -26,6 +26,7 @@ class Options:
     rtstruct: bool = False  # write an RTSTRUCT beside the SEG
     pseudonym: str | None = None  # in DICOM, instead of the patient's name and number
     reading: dict = field(default_factory=dict)  # of `read_volume`: series, assume_hu, resample
+    dicom_copy: bool = False  # write the slices, too, with the identifiers that the SEG states
 
     def __post_init__(self):
         if not 0 < self.threshold < 1:

@@ -25,6 +25,7 @@ SHELL_OPTIONS = {
     'resample=True': '--resample',
     'assume_hu=True': '--assume-hu',
     'with trust_header': 'with --trust-header',
+    'dicom_copy=True': '--dicom-copy',
 }
 
 
