@@ -9,11 +9,10 @@ __all__ = ['write_annotation', 'has_same_inputs', 'is_made', 'annotate_if_new', 
 import time
 from pathlib import Path
 
-from .identifiers import identifier_warning, missing_identifiers, write_dicom_copy
-
 from .annotation import STUDY_DIGITS, Annotation, read_summary, write_arrays
 from .annotator import Annotator, load_annotator
 from .find_emboli import find_emboli, scan_identity
+from .identifiers import identifier_warning, missing_identifiers, write_dicom_copy
 from .options import Options
 from .page import write_page
 from ..core.errors import InputError
