@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIXEL_TAGS', 'IDENTITY_TAGS', 'ORDER_TAGS', 'PLACE_TAGS', 'RESCALE_TAGS', 'PADDING_TAGS', 'FRAME_TAGS', 'OTHER_TAGS',
-           'HEADER_TAGS', 'START_BYTES', 'file_meta_text', 'transfer_syntax', 'parse_dicom', 'parse_start',
-           'parse_header']
+           'PASS_TAGS', 'QUANTITY_TAGS', 'SIZE_TAGS', 'CONCATENATION_TAGS', 'HEADER_TAGS', 'START_BYTES',
+           'file_meta_text', 'transfer_syntax', 'parse_dicom', 'parse_start', 'parse_header']
 
 # %% ../../nbs/scans/03_header.ipynb #b6eb9ef3
 import io
@@ -38,6 +38,38 @@ RESCALE_TAGS = ('RescaleSlope', 'RescaleIntercept', 'RescaleType', 'ModalityLUTS
 PADDING_TAGS = ('PixelPaddingValue', 'PixelPaddingRangeLimit')
 FRAME_TAGS = ('NumberOfFrames', 'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence')
 OTHER_TAGS = ('GantryDetectorTilt', 'LossyImageCompression')
+
+# %% ../../nbs/scans/03_header.ipynb #2d936978
+PASS_TAGS = (  # what tells one acquisition or reconstruction from another
+    'AcquisitionDateTime',
+    'AcquisitionTime',
+    'ContentTime',
+    'TemporalPositionIdentifier',
+    'TemporalPositionIndex',
+    'NominalPercentageOfCardiacPhase',
+    'KVP',
+    'Exposure',
+    'XRayTubeCurrent',
+    'ConvolutionKernel',
+    'ContrastBolusAgent',
+    'SliceThickness',
+)
+QUANTITY_TAGS = (
+    'FrameType',
+    'MultienergyCTAcquisition',
+    'SeriesDescription',
+    'DerivationDescription',
+    'ImageComments',
+)
+SIZE_TAGS = ('SpacingBetweenSlices', 'ReconstructionDiameter')
+CONCATENATION_TAGS = (
+    'ConcatenationUID',
+    'InConcatenationNumber',
+    'InConcatenationTotalNumber',
+    'ConcatenationFrameOffsetNumber',
+)
+
+# %% ../../nbs/scans/03_header.ipynb #d4430e54
 HEADER_TAGS = (
     *IDENTITY_TAGS,
     *ORDER_TAGS,
@@ -45,6 +77,10 @@ HEADER_TAGS = (
     *PLACE_TAGS,
     *RESCALE_TAGS,
     *PADDING_TAGS,
+    *PASS_TAGS,
+    *QUANTITY_TAGS,
+    *SIZE_TAGS,
+    *CONCATENATION_TAGS,
     *FRAME_TAGS,
     *OTHER_TAGS,
 )

@@ -24,7 +24,7 @@ MULTIFRAME_CT = (pydicom.uid.EnhancedCTImageStorage, pydicom.uid.LegacyConverted
 
 def is_localizer(image_type: str) -> bool:
     "Whether the words of ImageType (PS3.3 C.8.2.1.1.1) or FrameType name a localizer."
-    return any(word in image_type for word in ('LOCALIZER', 'SCOUT'))
+    return any(word in image_type.upper() for word in ('LOCALIZER', 'SCOUT', 'SURVIEW', 'TOPOGRAM', 'SCANOGRAM'))
 
 # %% ../../nbs/scans/04_slice_header.ipynb #60165ddd
 def why_no_ct(dataset: pydicom.Dataset) -> str | None:
@@ -66,7 +66,7 @@ class SliceHeader:
     row: np.ndarray  # (3,) unit vector along which columns count up (x)
     column: np.ndarray  # (3,) unit vector along which rows count up (y)
     frame_of_reference: str  # UID
-    tilt: float  # GantryDetectorTilt, degrees; 0 where missing
+    tilt: float  # GantryDetectorTilt, degrees; 0 where missing, nan where it is no number
     dataset: pydicom.Dataset | None = None  # the tags in `HEADER_TAGS`
     frame_index: int = 0  # from 0
     frame_count: int = 1  # frames of the file
@@ -93,8 +93,8 @@ def image_shape(dataset: pydicom.Dataset, file: str) -> tuple[int, int]:  # (row
 
 # %% ../../nbs/scans/04_slice_header.ipynb #e7964e5c
 def _check_grey(dataset: pydicom.Dataset, file: str) -> None:
-    "Raises InputError unless the file holds one picture of grey values."
-    if 'NumberOfFrames' in dataset and tag_numbers(dataset, 'NumberOfFrames', 1, file)[0] != 1:
+    "Raises InputError unless the file holds one picture of grey values. NumberOfFrames of 0 counts as not stated."
+    if tag_number(dataset, 'NumberOfFrames', 1, file) not in (0, 1):
         raise InputError(file, 'holds several frames', 'Convert to one file per slice')
     samples, colours = tag_text(dataset, 'SamplesPerPixel'), tag_text(dataset, 'PhotometricInterpretation')
     if samples not in ('', '1') or colours not in ('', 'MONOCHROME1', 'MONOCHROME2'):
@@ -128,6 +128,14 @@ def _instance_number(dataset: pydicom.Dataset) -> int:
     digits = text.lstrip('+-')
     return int(text) if digits.isascii() and digits.isdigit() and len(text) < 12 else -1
 
+# %% ../../nbs/scans/04_slice_header.ipynb #5ff111d0
+def _stated_tilt(dataset: pydicom.Dataset, file: str) -> float:
+    "GantryDetectorTilt in degrees, 0 where it is missing, nan where it is no number: the positions show a tilt too."
+    try:
+        return float(tag_number(dataset, 'GantryDetectorTilt', 0, file))
+    except InputError:
+        return float('nan')
+
 # %% ../../nbs/scans/04_slice_header.ipynb #2fcb2c45
 def check_header(dataset: pydicom.Dataset, path: Path, file: str) -> SliceHeader:
     "Check and convert the header of one slice. Raises InputError if it does not place one grey-value slice in space."
@@ -146,6 +154,6 @@ def check_header(dataset: pydicom.Dataset, path: Path, file: str) -> SliceHeader
         row=row,
         column=column,
         frame_of_reference=tag_text(dataset, 'FrameOfReferenceUID'),
-        tilt=float(tag_number(dataset, 'GantryDetectorTilt', 0, file)),
+        tilt=_stated_tilt(dataset, file),
         dataset=dataset,
     )
