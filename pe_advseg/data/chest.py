@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ..core.errors import InputError
 from ..core.volume import Volume
-from .contrast_level import SIDE_MM, blood_level, coarse_copy, enclosed
+from .contrast_level import SIDE_MM, coarse_copy, enclosed, pool_level
 
 # %% ../../nbs/data/27_chest.ipynb #f070a658
 def _largest_piece(there: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def chest_facts(volume: Volume) -> ChestFacts:
     share = _best_share(lung, body | lung, round(SLAB_MM / size[0]))
     muscle = _muscle_level(hu, size, lung, body)
     body_ml = float(body.sum() * np.prod(size) / 1000)
-    return ChestFacts(body_ml, is_whole, share, muscle, blood_level(hu, size))
+    return ChestFacts(body_ml, is_whole, share, muscle, pool_level(hu, size))
 
 # %% ../../nbs/data/27_chest.ipynb #715b737c
 LUNG_SHARE = 0.04  # of the body; a chest with one lung has more
