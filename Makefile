@@ -13,7 +13,7 @@ CALM   := env -u PE_ADVSEG_HOME OMP_NUM_THREADS=1 MPLBACKEND=agg
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install paper networks methods third released realism circle order starter gpu gpu-wheels test docs fuzz lab readme prepare clean-runs
+.PHONY: help install paper networks methods third released realism circle order starter gpu gpu-wheels test docs fuzz viewer lab readme prepare clean-runs
 
 help:  ## what each target does (this list)
 	@echo "pe_advseg: an open workbook for pulmonary embolism segmentation. Research only, not for diagnosis."
@@ -83,6 +83,9 @@ docs: install  ## the site, from the notebooks, in _docs/html (no notebook is ru
 FUZZ_SECONDS ?= 60
 fuzz: install  ## damaged files against the readers, guided by coverage, for FUZZ_SECONDS (60)
 	$(CALM) FUZZ_SECONDS="$(FUZZ_SECONDS)" $(BIN)/python tools/fuzz_reader.py
+
+viewer: install  ## the loop in a real viewer: OHIF (npm, 50 MB) with Orthanc, in Chromium; correct, export, import
+	$(CALM) $(BIN)/python tools/viewer.py
 
 lab: install  ## JupyterLab, opened at the first page of the workbook
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)

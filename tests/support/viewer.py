@@ -163,7 +163,20 @@ SHOW_SLICE = """async uid => {
     const shown = cornerstoneViewportService.getCornerstoneViewport(viewportGridService.getActiveViewportId());
     const sop = id => cornerstone.metaData.get('sopCommonModule', id).sopInstanceUID;
     await shown.setImageIdIndex(shown.getImageIds().findIndex(id => sop(id) == uid));
+    const drawn = new Promise(done => shown.element.addEventListener(
+        cornerstone.Enums.Events.IMAGE_RENDERED, done, {once: true}
+    ));
     shown.render();
+    await drawn;
+}"""
+STATE = """() => {
+    const segmentation = services.segmentationService.getSegmentations().find(s => s.representationData.Labelmap);
+    let sum = 0;
+    for (const id of segmentation.representationData.Labelmap.imageIds) {
+        const values = cornerstone.cache.getImage(id).voxelManager.getScalarData();
+        values.forEach((value, place) => sum += value * (place + 1));
+    }
+    return sum;
 }"""
 ON_SCREEN = """point => {
     const {cornerstoneViewportService, viewportGridService} = services;
@@ -189,9 +202,16 @@ class Ohif:
         self.find('viewport-pane').locator('canvas').first.wait_for()
         self.find('series-modality-label').first.wait_for()
 
-    def load(self, modality: str, which: int = 0) -> None:
+    def overlays(self, *texts: str):
+        "The entries of SEG and RTSTRUCT in the list of series that have these texts."
+        entries = self.find('study-browser-thumbnail-no-image')
+        for text in texts:
+            entries = entries.filter(has_text=text)
+        return entries
+
+    def load(self, modality: str, description: str = '') -> None:
         "Load the SEG or RTSTRUCT of the study, by a double click and a yes."
-        self.find('study-browser-thumbnail-no-image').filter(has_text=modality).nth(which).dblclick()
+        self.overlays(modality, description).first.dblclick()
         self.page.get_by_role('button', name='Yes').click()
         kind = dict(SEG='Labelmap', RTSTRUCT='Contour')[modality]
         self.page.wait_for_function(
@@ -240,21 +260,50 @@ class Ohif:
         field.fill(str(radius_mm))
         field.press('Enter')
 
+    def show(self, volume, z: int) -> None:
+        "Show a slice of ours; the viewer counts its own way."
+        self.page.evaluate(SHOW_SLICE, volume.sources[z].instance_uid)
+
     def stroke(self, volume, *points) -> None:
-        "Draw over voxels (z, y, x) of one slice; where they are on the screen follows from *our* geometry."
-        self.page.evaluate(SHOW_SLICE, volume.sources[points[0][0]].instance_uid)
-        self.page.wait_for_timeout(500)  # the picture is drawn
+        """Draw over voxels (z, y, x) of one slice; where they are on the screen follows from our geometry.
+
+        On a busy machine the viewer may miss a stroke; it is drawn until it is there.
+        """
+        from playwright.sync_api import TimeoutError as Timeout
+
+        self.show(volume, points[0][0])
+        before = self.page.evaluate(STATE)
         places = [self.page.evaluate(ON_SCREEN, volume.to_patient(point).tolist()) for point in points]
+        for _ in range(6):
+            self._drag(places)
+            with contextlib.suppress(Timeout):
+                self.page.wait_for_function(f'before => ({STATE})() != before', arg=before, timeout=WAIT / 6)
+                return
+        raise AssertionError('the viewer does not draw')
+
+    def _drag(self, places) -> None:
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
         for place in places:
             self.page.mouse.move(*place, steps=6)
         self.page.mouse.up()
-        self.page.wait_for_timeout(500)
 
-    def export(self) -> None:
-        "Save the segmentation as DICOM SEG in the archive, as a new series."
+    def _export_item(self):
         self.find('segmentation-collapsed-more-btn-Labelmap').click()
         self.page.get_by_role('menuitem', name='Export').hover()
-        self.page.get_by_role('menuitem', name='DICOM SEG').click()
+        return self.page.get_by_role('menuitem', name='DICOM SEG')
+
+    def can_export(self) -> bool:
+        item = self._export_item()
+        item.wait_for()
+        return item.is_enabled()
+
+    def export(self) -> None:
+        "Save the segmentation as DICOM SEG in the archive."
+        self._export_item().click()
         self.page.get_by_role('dialog').get_by_role('button', name='Save').click()
+
+    def picture(self, path) -> None:
+        "Save what is on the screen, if a path is given."
+        if path:
+            self.page.screenshot(path=path)
