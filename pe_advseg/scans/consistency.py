@@ -169,7 +169,14 @@ def _slab_notes(headers: list[SliceHeader], keyword: str) -> list[str]:
     return [f'{count} {what}, one above the other'] if count > 1 else []
 
 # %% ../../nbs/scans/11_consistency.ipynb #1606beec
-ASKED = (*ONE_PER_ACQUISITION, *PASS_TAGS, 'ImageOrientationPatient', 'PixelSpacing', 'InstanceNumber')
+ASKED = (
+    'SeriesInstanceUID',
+    *ONE_PER_ACQUISITION,
+    *PASS_TAGS,
+    'ImageOrientationPatient',
+    'PixelSpacing',
+    'InstanceNumber',
+)
 MIN_PASS = 4  # slices of each pass
 MAX_PASSES = 10
 

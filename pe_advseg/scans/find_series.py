@@ -154,7 +154,7 @@ FRAME_NAMES = {  # as a frame calls it -> as a file of one slice does
     'FrameAcquisitionDateTime': 'AcquisitionDateTime',
     'XRayTubeCurrentInmA': 'XRayTubeCurrent',
     'ExposureInmAs': 'Exposure',
-} | {keyword: keyword for keyword in ('AcquisitionNumber', *PASS_TAGS, *QUANTITY_TAGS, *SIZE_TAGS)}
+} | {keyword: keyword for keyword in ('SeriesInstanceUID', 'AcquisitionNumber', *PASS_TAGS, *QUANTITY_TAGS, *SIZE_TAGS)}
 
 
 def _add_frame_tags(single: pydicom.Dataset, dataset: pydicom.Dataset, frame_index: int) -> None:

@@ -76,9 +76,6 @@ def _identity_notes(headers: list[SliceHeader]) -> list[str]:
     unclear = sum(bool(np.isnan(header.tilt)) for header in headers)
     if unclear:
         notes.append(f'GantryDetectorTilt is no number in {unclear} slices: not used')
-    frames = [tag_text(header.dataset, 'NumberOfFrames') for header in headers if 'NumberOfFrames' in header.dataset]
-    if any(number.strip() != '1' for number in frames):
-        notes.append('NumberOfFrames is 0 or empty: read as one picture per file')
     return notes
 
 # %% ../../nbs/scans/14_series.ipynb #51dc4cdd

@@ -93,8 +93,8 @@ def image_shape(dataset: pydicom.Dataset, file: str) -> tuple[int, int]:  # (row
 
 # %% ../../nbs/scans/04_slice_header.ipynb #e7964e5c
 def _check_grey(dataset: pydicom.Dataset, file: str) -> None:
-    "Raises InputError unless the file holds one picture of grey values. NumberOfFrames of 0 counts as not stated."
-    if tag_number(dataset, 'NumberOfFrames', 1, file) not in (0, 1):
+    "Raises InputError unless the file holds one picture of grey values."
+    if 'NumberOfFrames' in dataset and tag_numbers(dataset, 'NumberOfFrames', 1, file)[0] != 1:
         raise InputError(file, 'holds several frames', 'Convert to one file per slice')
     samples, colours = tag_text(dataset, 'SamplesPerPixel'), tag_text(dataset, 'PhotometricInterpretation')
     if samples not in ('', '1') or colours not in ('', 'MONOCHROME1', 'MONOCHROME2'):

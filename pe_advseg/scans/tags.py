@@ -142,6 +142,7 @@ def why_doubtful(dataset: pydicom.Dataset) -> str | None:
         return None
     if is_multi_energy:
         return 'comes from several energies and does not state that its unit is HU'
-    if not set(words) <= KNOWN_HU and not any(word.startswith('CT_SOM') for word in words):
+    unknown = [word for word in words if ' ' not in word and not word.startswith('CT_SOM') and word not in KNOWN_HU]
+    if any(not re.fullmatch(r'[\d.:]+', word) for word in unknown):
         return 'is a derived picture of an unknown kind and does not state that its unit is HU'
     return None
