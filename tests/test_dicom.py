@@ -38,10 +38,9 @@ from pe_advseg.core.volume import Source, Volume
 from pe_advseg.phantom.phantom_masks import write_mat, write_plain_nifti, write_seg
 from pe_advseg.scans.find_series import find_series
 from pe_advseg.scans.hounsfield import AIR
-from pe_advseg.scans.mask_files import read_png_masks
+from pe_advseg.scans.mask_files import read_png_masks, read_volume_mask
 from pe_advseg.scans.matlab_masks import read_mat_mask
 from pe_advseg.scans.multiframe import frame_headers
-from pe_advseg.scans.nifti import read_nifti_mask
 from pe_advseg.scans.seg_read import read_seg_mask
 from pe_advseg.scans.series import pixel_digest, read_series
 from pe_advseg.scans.slice_header import read_header
@@ -308,13 +307,13 @@ def test_masks_on_resampled_slices_are_placed_by_geometry_or_refused(tmp_path):
     mask = np.zeros(read.shape, np.uint8)
     mask[3, 5:9, 5:9] = 1
     write_plain_nifti(tmp_path / 'new.nii', mask, read)  # drawn on the new grid
-    np.testing.assert_array_equal(read_nifti_mask(tmp_path / 'new.nii', read, 'new.nii')[0], mask)
+    np.testing.assert_array_equal(read_volume_mask(tmp_path / 'new.nii', read, 'new.nii')[0], mask)
     native = make_volume()
     old = np.zeros(native.shape, np.uint8)
     old[3:11, 5:9, 5:9] = 1
     write_plain_nifti(tmp_path / 'old.nii', old, native)
     with pytest.raises(MaskError):
-        read_nifti_mask(tmp_path / 'old.nii', read, 'old.nii')
+        read_volume_mask(tmp_path / 'old.nii', read, 'old.nii')
     write_mat(tmp_path / 'old.mat', old)
     with pytest.raises(MaskError, match='the scan names no files'):
         read_mat_mask(tmp_path / 'old.mat', read, 'old.mat')

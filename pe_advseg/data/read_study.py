@@ -18,10 +18,9 @@ from ..core.preprocessing import body_mask
 from ..core.volume import Volume
 from .corrected_studies import check_corrected_scan
 from .studies import VOLUME_ENDINGS, Study
-from ..scans.mask_files import read_image_mask, read_png_masks
+from ..scans.mask_files import read_png_masks, read_volume_mask
 from ..scans.mask_values import binary_mask, embolus_numbers
 from ..scans.matlab_masks import read_mat_mask
-from ..scans.nifti import read_nifti_mask
 from ..scans.seg_read import read_seg_mask
 from ..scans.volume_files import read_volume
 
@@ -70,8 +69,8 @@ def _read_mask(study: Study, volume: Volume, interpret: Callable) -> tuple[np.nd
         return read_mat_mask(path, volume, file, interpret=interpret)
     if name.endswith(('.nrrd', '.mha')):
         aligned_with = study.scan if study.rule == 'numbered' else None
-        return read_image_mask(path, volume, file, interpret, aligned_with)
-    return read_nifti_mask(path, volume, file, interpret, by_index=study.rule == 'index')
+        return read_volume_mask(path, volume, file, interpret, aligned_with)
+    return read_volume_mask(path, volume, file, interpret, by_index=study.rule == 'index')
 
 # %% ../../nbs/data/05_read_study.ipynb #cc5b824d
 def _check_not_resampled(study: Study, volume: Volume) -> None:

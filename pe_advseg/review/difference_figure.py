@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
 
 from ..core.slice_grids import lesion_box
-from ..core.volume import Volume
+from ..core.volume import Volume, slice_name
 
 # %% ../../nbs/review/01_difference_figure.ipynb #1a05cb0c
 def _slices_to_show(before: np.ndarray, after: np.ndarray, count: int) -> list[int]:
@@ -73,7 +73,7 @@ def difference_figure(
             _draw_slice(axis, volume, before, after, z, window)
         frame = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor='white', linewidth=0.8)
         whole.add_patch(frame)
-        whole.set_title(f'slice {z + 1}', fontsize=9)
+        whole.set_title(slice_name(z, len(volume.hu)), fontsize=9)
         near.set(xlim=(left - 0.5, left + width - 0.5), ylim=(top + height - 0.5, top - 0.5))
     _add_legend(figure)
     plt.close(figure)

@@ -32,30 +32,50 @@ def _frame_sources(dataset) -> list:
             sources.extend(derivation.get('SourceImageSequence') or [])
     return sources
 
+# %% ../../nbs/review/19_references.ipynb #f56ac5e8
+def _contoured_series(dataset) -> list:
+    "The items that name the series of an RTSTRUCT."
+    frames = dataset.get('ReferencedFrameOfReferenceSequence') or []
+    studies = [study for frame in frames for study in frame.get('RTReferencedStudySequence') or []]
+    return [series for study in studies for series in study.get('RTReferencedSeriesSequence') or []]
+
+
+def _contour_images(dataset, series: list) -> list:
+    "The items that name the slices of an RTSTRUCT: those of its series, and those of each contour."
+    regions = dataset.get('ROIContourSequence') or []
+    contours = [contour for region in regions for contour in region.get('ContourSequence') or []]
+    return [image for item in [*series, *contours] for image in item.get('ContourImageSequence') or []]
+
 # %% ../../nbs/review/19_references.ipynb #a3b19db0
 def referenced_images(dataset) -> tuple[set[str], set[str]]:  # SOPInstanceUIDs of slices, SeriesInstanceUIDs
-    "Return the slices and series that a DICOM SEG refers to."
+    "Return the slices and series that a DICOM SEG or RTSTRUCT refers to."
     series = list(dataset.get('ReferencedSeriesSequence') or [])
     instances = [item for one in series for item in one.get('ReferencedInstanceSequence') or []]
-    slices = _identifiers(instances + _frame_sources(dataset), 'ReferencedSOPInstanceUID')
-    return slices, _identifiers(series, 'SeriesInstanceUID')
+    contoured = _contoured_series(dataset)
+    images = _contour_images(dataset, contoured)
+    slices = _identifiers(instances + _frame_sources(dataset) + images, 'ReferencedSOPInstanceUID')
+    return slices, _identifiers(series + contoured, 'SeriesInstanceUID')
 
 # %% ../../nbs/review/19_references.ipynb #13545b76
 BY_GEOMETRY = 'names nothing that the scan has: placed by its geometry alone'
 BY_FRAME_OF_REFERENCE = 'names no slice, but has the frame of reference of the scan'
 
 
-def _scan_frame_of_reference(scan, volume: Volume) -> str:
-    "FrameOfReferenceUID of a scan, from its first slice; '' where it has none."
-    if not volume.sources:
-        return ''
-    file, tag = volume.sources[0].file, 'FrameOfReferenceUID'
-    header = parse_dicom(Path(scan) / file, file, stop_before_pixels=True, specific_tags=[tag])
-    return str(header.get(tag) or '')
+def _scan_frames_of_reference(scan, volume: Volume) -> set[str]:
+    "FrameOfReferenceUIDs of a scan; archives that rename have given every slice one of its own."
+    tag, found = 'FrameOfReferenceUID', []
+    for file in dict.fromkeys(source.file for source in volume.sources):
+        found.append(parse_dicom(Path(scan) / file, file, stop_before_pixels=True, specific_tags=[tag]))
+    return _identifiers(found, tag)
+
+
+def _stated_frames_of_reference(dataset) -> set[str]:
+    "FrameOfReferenceUIDs of a SEG or RTSTRUCT."
+    return _identifiers([dataset, *(dataset.get('ReferencedFrameOfReferenceSequence') or [])], 'FrameOfReferenceUID')
 
 
 def check_references(
-    path,  # DICOM SEG
+    path,  # DICOM SEG or RTSTRUCT
     scan,  # folder of the scan
     volume: Volume,
     file: str,  # how to name the SEG in errors
@@ -69,9 +89,9 @@ def check_references(
         if not referenced & own:
             raise another_scan
         return ''
-    seg_frame, scan_frame = str(dataset.get('FrameOfReferenceUID') or ''), _scan_frame_of_reference(scan, volume)
-    if not (_names_something(seg_frame) and _names_something(scan_frame)):
+    stated, of_scan = _stated_frames_of_reference(dataset), _scan_frames_of_reference(scan, volume)
+    if not (stated and of_scan):
         return BY_GEOMETRY
-    if seg_frame != scan_frame:
+    if not stated & of_scan:
         raise another_scan
     return BY_FRAME_OF_REFERENCE

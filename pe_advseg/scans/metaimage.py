@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from .nrrd import field_numbers, file_beside, text_header
-from .volume_grid import VolumeGrid
+from .volume_grid import VolumeGrid, compare_lengths
 
 # %% ../../nbs/scans/18_metaimage.ipynb #e28081b8
 META_TYPES = {
@@ -55,13 +55,27 @@ def _meta_place(fields: dict, file: str) -> tuple[np.ndarray, np.ndarray]:  # st
     return axes * spacing, origin
 
 
-def metaimage_grid(path: Path, file: str) -> VolumeGrid:
+def _compare_sizes(fields: dict, steps: np.ndarray, shape: tuple, file: str) -> tuple:  # notes
+    "Hold TransformMatrix and ElementSize against ElementSpacing. Raises InputError."
+    lengths = np.linalg.norm(steps, axis=0)
+    spacing = field_numbers(fields['elementspacing'], 3, file, 'voxel size')
+    notes = compare_lengths(
+        lengths, spacing, shape, 'its TransformMatrix (no unit vectors) and its ElementSpacing', file
+    )
+    if 'elementsize' in fields:
+        stated = field_numbers(fields['elementsize'], 3, file, 'voxel size (ElementSize)')
+        stated[2] = spacing[2]  # a slice may be thicker than its distance to the next
+        notes += compare_lengths(spacing, stated, shape, 'its ElementSpacing and its ElementSize', file)
+    return notes
+
+# %% ../../nbs/scans/18_metaimage.ipynb #0792f157
+def metaimage_grid(path: Path, file: str, placed: bool = True) -> VolumeGrid:  # arguments as of `nifti_grid`
     "Read the header of a MetaImage file. Raises InputError."
     fields, header_end = text_header(path, file, last='elementdatafile', mark='=')
     if fields.get('ndims') != '3':
         raise InputError(file, 'is no volume: it has not three axes', 'Give one scan with three axes')
     dtype = _meta_dtype(fields, file)
-    steps, origin = _meta_place(fields, file)
+    steps, origin = _meta_place(fields, file) if placed else (np.eye(3), np.zeros(3))
     is_inside = fields['elementdatafile'].upper() == 'LOCAL'
     data = path if is_inside else file_beside(path, fields['elementdatafile'], file)
     shape = tuple(field_numbers(fields.get('dimsize', ''), 3, file, 'size').astype(int).tolist())
@@ -71,4 +85,5 @@ def metaimage_grid(path: Path, file: str) -> VolumeGrid:
         start = (
             header_end if packed else max(0, data.stat().st_size - int(np.prod(shape, dtype=float)) * dtype.itemsize)
         )
-    return VolumeGrid(data, start, packed, shape, dtype, steps, origin)
+    notes = _compare_sizes(fields, steps, shape, file) if placed else ()
+    return VolumeGrid(data, start, packed, shape, dtype, steps, origin, notes=notes)

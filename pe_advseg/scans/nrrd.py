@@ -6,12 +6,13 @@
 __all__ = ['HEADER_LIMIT', 'NRRD_TYPES', 'NRRD_PACKED', 'SPACES', 'text_header', 'file_beside', 'field_numbers', 'nrrd_grid']
 
 # %% ../../nbs/scans/17_nrrd.ipynb #f323fdeb
+import re
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import InputError
-from .volume_grid import WRITE_WITH_GEOMETRY, VolumeGrid
+from .volume_grid import WRITE_WITH_GEOMETRY, VolumeGrid, compare_lengths
 
 # %% ../../nbs/scans/17_nrrd.ipynb #bc615853
 HEADER_LIMIT = 1 << 16  # bytes
@@ -39,7 +40,7 @@ def text_header(
             fields.setdefault(key, value.lstrip('=').strip())
         if last is not None and key == last:
             return fields, at
-    if last is None and path.suffix.lower() == '.nhdr':
+    if last is None and {'data file', 'datafile'} & set(fields):  # a header without numbers may end with its file
         return fields, at
     raise InputError(file, 'its header does not end', 'Copy it again')
 
@@ -118,25 +119,55 @@ def _nrrd_place(fields: dict, file: str) -> tuple[np.ndarray, np.ndarray]:  # st
     origin = field_numbers(fields.get('space origin', ''), 3, file, 'place (space origin)')
     return np.diag(signs) @ directions.reshape(3, 3).T, np.array(signs) * origin
 
+# %% ../../nbs/scans/17_nrrd.ipynb #7e0f40df
+def _check_axes(fields: dict, file: str) -> None:
+    "Raises InputError unless there are three axes. 3D Slicer adds one where segments overlap."
+    count = len(fields.get('sizes', '').split())
+    if count == 4 and fields.get('kinds', '').split()[:1] in (['list'], ['vector']):
+        remedy = 'In 3D Slicer: export it as a labelmap (NIfTI or NRRD), where every voxel has one number'
+        raise InputError(file, 'has segments that overlap (in several layers)', remedy)
+    if count != 3:
+        raise InputError(file, f'is no volume: it has {count} axes', 'Give one scan with three axes')
+
+
+def _compare_spacings(fields: dict, steps: np.ndarray, shape: tuple, file: str) -> tuple:  # notes
+    "Hold `spacings`, which the format forbids beside `space directions`, against these. Raises InputError."
+    if 'spacings' not in fields:
+        return ()
+    stated = field_numbers(fields['spacings'], 3, file, 'voxel size (spacings)')
+    lengths = np.linalg.norm(steps, axis=0)
+    stated = np.where(np.isfinite(stated), stated, lengths)  # nan says that an axis has none
+    return compare_lengths(lengths, stated, shape, 'its space directions and its spacings', file)
+
+# %% ../../nbs/scans/17_nrrd.ipynb #7b409dd4
+def _segment_table(fields: dict) -> dict | None:  # value -> name; None where the file has no segments
+    "Read which value stands for which segment from the header of a `.seg.nrrd`."
+    values = {key: fields[key] for key in fields if re.fullmatch(r'segment\d+_labelvalue', key)}
+    if not values and not any(key.startswith('segment') for key in fields):
+        return None
+    plain = {key: int(value) for key, value in values.items() if re.fullmatch(r'\d{1,9}', value)}
+    return {value: fields.get(key.replace('labelvalue', 'name'), '') for key, value in plain.items()}
+
 # %% ../../nbs/scans/17_nrrd.ipynb #9563feeb
-def nrrd_grid(path: Path, file: str) -> VolumeGrid:
+def nrrd_grid(path: Path, file: str, placed: bool = True) -> VolumeGrid:  # arguments as of `nifti_grid`
     "Read the header of an NRRD file. Raises InputError."
     fields, start = text_header(path, file)
     with open(path, 'rb') as stream:
         if stream.read(4) != b'NRRD':
             raise InputError(file, 'is no NRRD file', 'Write it again')
-    count = len(fields.get('sizes', '').split())
-    if count != 3:
-        raise InputError(file, f'is no volume: it has {count} axes', 'Give one scan with three axes')
+    _check_axes(fields, file)
     dtype, packed = _nrrd_numbers(fields, file)
-    steps, origin = _nrrd_place(fields, file)
+    steps, origin = _nrrd_place(fields, file) if placed else (np.eye(3), np.zeros(3))
+    shape = tuple(field_numbers(fields['sizes'], 3, file, 'size').astype(int).tolist())
     other = fields.get('data file') or fields.get('datafile')
     return VolumeGrid(
         data=file_beside(path, other, file) if other else path,
         start=0 if other else start,
         packed=packed,
-        shape=tuple(field_numbers(fields['sizes'], 3, file, 'size').astype(int).tolist()),
+        shape=shape,
         dtype=dtype,
         steps=steps,
         origin=origin,
+        notes=_compare_spacings(fields, steps, shape, file) if placed else (),
+        names=_segment_table(fields),
     )

@@ -6,6 +6,8 @@
 __all__ = ['read_seg_mask']
 
 # %% ../../nbs/scans/27_seg_read.ipynb #458662d5
+from dataclasses import dataclass
+
 import numpy as np
 import pydicom
 
@@ -14,28 +16,33 @@ from ..core.volume import Volume
 from .header import parse_dicom
 from .mask_values import binary_mask
 from .seg_frames import group_item, place_frame, slice_of_uid
-from .segment_names import clot_segments, left_out
+from .segment_names import CLOT_NAME, account_for, clot_segments
 
 # %% ../../nbs/scans/27_seg_read.ipynb #7e172f3c
 def _code_meanings(segment: pydicom.Dataset) -> list[str]:
     return [str(code.get('CodeMeaning', '')) for code in segment.get('SegmentedPropertyTypeCodeSequence', [])]
 
 # %% ../../nbs/scans/27_seg_read.ipynb #f5cbb293
-def _segment_names(dataset: pydicom.Dataset) -> dict[int, str]:  # segment -> code meanings, then the label
-    "Collect what a file says of its segments."
-    names = {}
-    for segment in dataset.get('SegmentSequence') or []:
-        if int(segment.SegmentNumber):
-            label = str(segment.get('SegmentLabel', '')).strip()
-            names[int(segment.SegmentNumber)] = ' '.join([*_code_meanings(segment), label])
-    return names
+def _check_background(numbers: list, names: dict, is_labelmap: bool, file: str) -> None:
+    "Raises MaskError for a list of segments that counts from 0: that is the background of a label map."
+    if 0 in numbers and (not is_labelmap or CLOT_NAME.search(names[0])):
+        cause = 'counts its segments from 0, which stands for the background'
+        raise MaskError(file, cause, 'Export it again with segments counted from 1')
 
-# %% ../../nbs/scans/27_seg_read.ipynb #487954bc
-def _embolus_table(clots: dict[int, int], numbered: bool) -> np.ndarray:  # (65536,) of uint16, or uint8
-    "Make a table from segment to the value of the mask: 0 for all that is no clot."
-    table = np.zeros(65536, np.uint16 if numbered else np.uint8)
-    table[list(clots)] = list(clots.values()) if numbered else 1
-    return table
+
+def _segment_names(dataset: pydicom.Dataset, file: str) -> dict[int, str]:  # segment -> code meanings, then the label
+    "Collect what a file says of its segments. Raises MaskError for numbers that are missing or not unique."
+    items = list(dataset.get('SegmentSequence') or [])
+    numbers = [item.get('SegmentNumber') for item in items]
+    if numbers == [None]:
+        numbers = [1]  # nothing can be confused
+    if None in numbers or len(set(numbers)) < len(numbers):
+        cause = f'lists {len(numbers)} segments whose numbers are missing or not unique'
+        raise MaskError(file, cause, 'Export it again with segments counted from 1')
+    labels = [' '.join([*_code_meanings(item), str(item.get('SegmentLabel', '')).strip()]) for item in items]
+    names = dict(zip(map(int, numbers), labels, strict=True))
+    _check_background(numbers, names, dataset.get('SegmentationType') == 'LABELMAP', file)
+    return {number: name for number, name in names.items() if number}
 
 # %% ../../nbs/scans/27_seg_read.ipynb #a846c914
 def _check_size(dataset: pydicom.Dataset, volume: Volume, file: str) -> None:
@@ -45,11 +52,11 @@ def _check_size(dataset: pydicom.Dataset, volume: Volume, file: str) -> None:
         raise MaskError(file, f'the mask is {size}, its scan is {wanted} (y, x)', 'Use the mask of this scan')
 
 # %% ../../nbs/scans/27_seg_read.ipynb #b539adbf
-def _frame_groups(dataset: pydicom.Dataset, volume: Volume, file: str) -> list[pydicom.Dataset]:
+def _frame_groups(dataset: pydicom.Dataset, volume: Volume, segments: int, file: str) -> list[pydicom.Dataset]:
     "Return the functional groups of every frame. Raises MaskError if there are too many frames for the scan."
     frames = list(dataset.get('PerFrameFunctionalGroupsSequence') or [])
     stated = int(dataset.get('NumberOfFrames') or 0)
-    if stated != len(frames) or len(frames) > len(volume.hu) * len(dataset.SegmentSequence):
+    if stated != len(frames) or len(frames) > len(volume.hu) * (segments + 1):
         raise MaskError(file, f'has {len(frames)} frames, its scan {len(volume.hu)} slices', 'Write it again')
     return frames
 
@@ -57,53 +64,118 @@ def _frame_groups(dataset: pydicom.Dataset, volume: Volume, file: str) -> list[p
 def _decode_frames(dataset: pydicom.Dataset, count: int, file: str) -> np.ndarray:  # (frames, rows, columns)
     "Decode all frames. Raises MaskError."
     try:
-        return dataset.pixel_array.reshape(count, int(dataset.Rows), int(dataset.Columns))
+        stored = dataset.pixel_array.reshape(count, int(dataset.Rows), int(dataset.Columns))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         cause = f'its pixels cannot be decoded ({type(error).__name__})'
         raise MaskError(file, cause, 'Write it again as a binary segmentation') from None
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise MaskError(file, f'stores numbers of type {stored.dtype}', 'Write it again as a binary segmentation')
+    return stored
 
-# %% ../../nbs/scans/27_seg_read.ipynb #e8b5ec44
-def _segment_pixels(dataset: pydicom.Dataset, pixels: np.ndarray, segment: int | None, table: np.ndarray, file: str):
-    "Turn a frame's stored values into values of the mask. `segment` is None in a label map. Raises MaskError."
-    if segment is None:
-        return table[pixels]
-    if dataset.get('SegmentationType') == 'FRACTIONAL':
-        pixels = pixels / int(dataset.get('MaximumFractionalValue') or 1)
-    return binary_mask(pixels, file, embolus_ids=False)[0] * table[segment]
+# %% ../../nbs/scans/27_seg_read.ipynb #0dbb3c5d
+def _value_counts(stored: np.ndarray) -> dict[int, int]:  # value above 0 -> voxels
+    "Count the stored values of all frames."
+    total = np.zeros(np.iinfo(stored.dtype).max + 1, np.int64)
+    for frame in stored:
+        total += np.bincount(frame.ravel(), minlength=len(total))
+    return {int(value): int(total[value]) for value in np.flatnonzero(total) if value}
 
-# %% ../../nbs/scans/27_seg_read.ipynb #56c2aaa0
+
+def _binary_frames(dataset: pydicom.Dataset, stored: np.ndarray, file: str) -> tuple[np.ndarray, str]:  # uint8; a note
+    "Make frames 0 and 1. Raises MaskError for values between."
+    found = list(_value_counts(stored))
+    if dataset.get('SegmentationType') != 'FRACTIONAL':
+        return binary_mask(stored, file, embolus_ids=False)
+    most = int(dataset.get('MaximumFractionalValue') or 1)
+    if found == [1] and most > 1:
+        return stored, f'fractions of 0 and 1 of {most} taken as a binary mask'
+    return binary_mask(stored / most, file, embolus_ids=False)
+
+# %% ../../nbs/scans/27_seg_read.ipynb #85e234b0
+def _frame_segments(frames: list, shared, names: dict, file: str) -> tuple[list, str]:  # a number or None each; a note
+    "Return the segment that every frame names."
+    groups = [group_item(frame, shared, 'SegmentIdentificationSequence') for frame in frames]
+    numbers = [group.get('ReferencedSegmentNumber') for group in groups]
+    if len(names) == 1 and frames and numbers == [None] * len(numbers):
+        return list(names) * len(numbers), 'its frames name no segment; it has one, and that was taken'
+    return numbers, ''
+
+
+def _marks_of_frames(stored: np.ndarray, numbers: list) -> dict[int | None, int]:  # segment -> marked voxels
+    "Count what the frames of each segment mark; a segment that is named counts, with 0, also where nothing is."
+    marked = dict.fromkeys(numbers, 0)
+    for number, frame in zip(numbers, stored, strict=True):
+        marked[number] += int(np.count_nonzero(frame))
+    return marked
+
+
 def _draw(target: np.ndarray, drawn: np.ndarray) -> int:
     "Draw a frame into its slice of the mask. Returns how many voxels two emboli claim."
     claimed_twice = (target > 0) & (drawn > 0) & (target != drawn)
     np.maximum(target, drawn, out=target)
     return int(claimed_twice.sum())
 
+# %% ../../nbs/scans/27_seg_read.ipynb #b1641f7e
+@dataclass
+class _Frames:
+    "The frames of a file, and what they mark."
+
+    stored: np.ndarray  # (frames, rows, columns): 0 and 1, or the segments of a label map
+    groups: list  # functional groups of each
+    shared: pydicom.Dataset | None  # those of all
+    segments: list | None  # which each belongs to; None in a label map
+    marked: dict  # segment -> voxels
+    notes: list
+
+
+def _frames(dataset: pydicom.Dataset, names: dict, volume: Volume, file: str) -> _Frames:
+    "Decode the frames of a file and count what they mark. Raises MaskError."
+    groups = _frame_groups(dataset, volume, len(names), file)
+    shared = (dataset.get('SharedFunctionalGroupsSequence') or [None])[0]
+    stored = _decode_frames(dataset, len(groups), file)
+    if dataset.get('SegmentationType') == 'LABELMAP':
+        padding = dataset.get('PixelPaddingValue')
+        if padding and padding not in names:
+            stored = np.where(stored == padding, 0, stored).astype(stored.dtype)
+        return _Frames(stored, groups, shared, None, _value_counts(stored), [])
+    stored, note = _binary_frames(dataset, stored, file)
+    segments, other = _frame_segments(groups, shared, names, file)
+    return _Frames(stored, groups, shared, segments, _marks_of_frames(stored, segments), [note, other])
+
+# %% ../../nbs/scans/27_seg_read.ipynb #487954bc
+def _embolus_table(clots: dict[int, int], numbered: bool) -> np.ndarray:  # (65536,) of uint16, or uint8
+    "Make a table from segment to the value of the mask: 0 for all that is no clot."
+    table = np.zeros(65536, np.uint16 if numbered else np.uint8)
+    table[list(clots)] = list(clots.values()) if numbered else 1
+    return table
+
 # %% ../../nbs/scans/27_seg_read.ipynb #1d5bc3dc
+def _draw_frames(frames: _Frames, clots: dict, volume: Volume, file: str, numbered: bool) -> tuple[np.ndarray, list]:
+    "Draw the clots on the grid of the scan: the mask, and notes. Raises MaskError."
+    slices, table = slice_of_uid(volume), _embolus_table(clots, numbered)
+    mask, used, twice = np.zeros(volume.shape, table.dtype), 0, 0
+    for index, (pixels, group) in enumerate(zip(frames.stored, frames.groups, strict=True)):
+        segment = frames.segments[index] if frames.segments else None
+        if frames.segments and segment not in clots:
+            continue
+        z, placed = place_frame(pixels, group, frames.shared, volume, slices, file)
+        twice += _draw(mask[z], placed * table[segment] if frames.segments else table[placed])
+        used += 1
+    overlap = f'{twice} voxels lie in two segments: the larger number taken' if twice else ''
+    return mask, [f'{used} frames of a DICOM SEG', overlap]
+
+
 def _read_seg(path, volume: Volume, file: str, numbered: bool) -> tuple[np.ndarray, str]:
     dataset = parse_dicom(path, file)
     _check_size(dataset, volume, file)
-    names = _segment_names(dataset)
+    names = _segment_names(dataset, file)
+    frames = _frames(dataset, names, volume, file)
     clots = clot_segments(names, file, unnamed=numbered)
-    frames = _frame_groups(dataset, volume, file)
-    stored = _decode_frames(dataset, len(frames), file)
-    shared = (dataset.get('SharedFunctionalGroupsSequence') or [None])[0]
-    is_labelmap = dataset.get('SegmentationType') == 'LABELMAP'
-    slices, table = slice_of_uid(volume), _embolus_table(clots, numbered)
-    mask, used, twice = np.zeros(volume.shape, table.dtype), 0, 0
-    for pixels, frame in zip(stored, frames, strict=True):
-        segment = None
-        if not is_labelmap:
-            segment = group_item(frame, shared, 'SegmentIdentificationSequence').get('ReferencedSegmentNumber')
-            if segment not in clots:
-                continue
-        index, placed = place_frame(pixels, frame, shared, volume, slices, file)
-        drawn = _segment_pixels(dataset, placed, segment, table, file)
-        twice += _draw(mask[index], drawn)
-        used += 1
-    overlap = f'{twice} voxels lie in two segments: the larger number taken' if twice else ''
-    return mask, '; '.join(filter(None, (f'{used} frames of a DICOM SEG', left_out(names, clots), overlap)))
+    left_out = account_for(frames.marked, names, clots, file)
+    mask, notes = _draw_frames(frames, clots, volume, file, numbered)
+    return mask, '; '.join(filter(None, (*notes, left_out, *frames.notes)))
 
 # %% ../../nbs/scans/27_seg_read.ipynb #3f199ffc
 def read_seg_mask(
