@@ -9,13 +9,12 @@ __all__ = ['OWN', 'ANNOTATION_FILES', 'SHOWN', 'monai_folders', 'sort_files', 'f
 import json
 from pathlib import Path
 
-from ..scans.read_mask import MASK_KINDS, mask_kind
-
 from ..core.errors import InputError
 from ..data.layouts import find_studies
 from ..data.studies import VOLUME_ENDINGS, Study
 from ..scans.files import list_files, looks_like_dicom
 from ..scans.masks import WAYS_OUT
+from ..scans.read_mask import MASK_KINDS, mask_kind
 
 # %% ../../nbs/review/24_correction_files.ipynb #1a3af900
 def monai_folders(source: Path) -> tuple[Path, Path] | None:  # of images, of final labels

@@ -7,11 +7,11 @@ __all__ = ['read_corrected']
 
 # %% ../../nbs/review/20_foreign_masks.ipynb #a446f5e7
 import numpy as np
-from ..scans.read_mask import mask_kind, read_mask
 
 from ..core.volume import Volume
 from .references import check_references
 from ..scans.mask_values import embolus_numbers, whole_labels
+from ..scans.read_mask import mask_kind, read_mask
 
 # %% ../../nbs/review/20_foreign_masks.ipynb #ca4f851d
 def _keep_numbers(values: np.ndarray, file: str, numbered: bool = True) -> tuple[np.ndarray, str]:

@@ -9,7 +9,6 @@ __all__ = ['DICOM_MASKS', 'MASK_KINDS', 'mask_kind', 'read_mask']
 from pathlib import Path
 
 import numpy as np
-from .rtstruct_read import read_rtstruct_mask
 
 from ..core.errors import InputError
 from ..core.volume import Volume
@@ -19,6 +18,7 @@ from .mask_files import read_png_masks, read_volume_mask
 from .mask_values import binary_mask
 from .masks import no_mask
 from .matlab_masks import read_mat_mask
+from .rtstruct_read import read_rtstruct_mask
 from .seg_read import read_seg_mask
 from .tags import tag_text
 from .volume_grid import VOLUME_KINDS, file_kind

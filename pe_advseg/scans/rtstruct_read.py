@@ -8,10 +8,10 @@ __all__ = ['CLOSED', 'OFF_SLICE', 'read_rtstruct_mask']
 # %% ../../nbs/scans/37_rtstruct_read.ipynb #33e95092
 import numpy as np
 import pydicom
-from .fill_contours import fill_all
 
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
+from .fill_contours import fill_all
 from .header import parse_dicom
 from .seg_frames import check_slice, slice_of_uid
 from .segment_names import account_for, clot_segments
