@@ -169,12 +169,13 @@ def _picture(
     "Tell picture, padding and bits that are neither apart. Raises InputError for padding values that are no numbers."
     bits = int(tag_number(dataset, 'BitsStored', 8 * stored.numbers.dtype.itemsize, file))
     values = padding_range(dataset, stored.numbers.dtype, file)
-    padding, _ = padding_mask(stored.numbers, values, slope, intercept)
+    padding, padding_note = padding_mask(stored.numbers, values, slope, intercept)
     numbers, bits_note = picture_bits(stored, bits, padding)
     with_sign = _with_sign(numbers, bits, int(numbers.min()) * slope + intercept)
     if with_sign is not None:
         numbers, bits_note = with_sign, 'sign carried on from BitsStored'
-    padding, padding_note = padding_mask(numbers, values, slope, intercept)
+    if numbers is not stored.numbers:
+        padding, padding_note = padding_mask(numbers, values, slope, intercept)
     return numbers, padding, [note for note in (bits_note, padding_note) if note]
 
 # %% ../../nbs/scans/09_hounsfield.ipynb #1e4b7e8f

@@ -7,6 +7,7 @@ __all__ = ['UNDEFINED', 'EXCESS_BYTES', 'BEYOND_BITS_STORED', 'StoredNumbers', '
            'picture_bits']
 
 # %% ../../nbs/scans/08_pixel_data.ipynb #77d03f05
+import os
 import struct
 import zlib
 from contextlib import contextmanager
@@ -59,8 +60,8 @@ EXCESS_BYTES = 'more bytes of pixels than the picture needs'
 def _check_length(length: int, header: SliceHeader, size: int) -> list[str]:  # notes
     "Compare the stated bytes of uncompressed pixels with those of frames of `size` bytes. Raises InputError."
     wanted, count, (rows, columns) = size * header.frame_count, header.frame_count, header.shape
-    picture = f'{rows} x {columns}' if count == 1 else f'{count} frames of {rows} x {columns}'
-    cause = f'has {length} bytes of pixels where {picture} needs {wanted}'
+    picture = f'{rows} x {columns} needs' if count == 1 else f'{count} frames of {rows} x {columns} need'
+    cause = f'has {length} bytes of pixels where {picture} {wanted}'
     if length == UNDEFINED:
         cause = 'has compressed pixels, which its transfer syntax denies'
         raise InputError(header.file, cause, 'Correct TransferSyntaxUID or export it again')
@@ -75,11 +76,6 @@ def _check_length(length: int, header: SliceHeader, size: int) -> list[str]:  # 
     return [EXCESS_BYTES] if length > wanted + 1 else []  # one byte makes an odd length even
 
 # %% ../../nbs/scans/08_pixel_data.ipynb #716698bb
-def _cut_short(header: SliceHeader, missing: int) -> InputError:
-    cause = f'ends {missing} bytes of pixels before its picture does'
-    return InputError(header.file, cause, 'It was cut short; copy it again')
-
-
 def _plain_frame(stream, element: tuple, header: SliceHeader, syntax, size: int) -> tuple[bytes, list[str]]:
     "The `size` bytes of one uncompressed frame and notes; the stream is behind the header. Raises InputError."
     element_start, length = element
@@ -87,8 +83,9 @@ def _plain_frame(stream, element: tuple, header: SliceHeader, syntax, size: int)
     stream.seek(header.dataset.header_end[0] + element_start + header.frame_index * size)
     data = stream.read(size)
     if len(data) != size:
-        missing = (header.frame_count - header.frame_index) * size - len(data)
-        raise _cut_short(header, missing)
+        missing = header.dataset.header_end[0] + element_start + length - stream.seek(0, os.SEEK_END)
+        cause = f'ends {missing} bytes of pixels before its picture does'
+        raise InputError(header.file, cause, 'It was cut short; copy it again')
     return data, notes
 
 # %% ../../nbs/scans/08_pixel_data.ipynb #ae64f07a
@@ -178,8 +175,8 @@ def stored_numbers(header: SliceHeader) -> StoredNumbers:
 # %% ../../nbs/scans/08_pixel_data.ipynb #606f1c2c
 def without_high_bits(numbers: np.ndarray, bits: int) -> np.ndarray:
     "Return whole numbers cut to their lowest bits, the sign carried on where they are signed."
-    unused = max(0, 8 * numbers.dtype.itemsize - bits)
-    return numbers << unused >> unused
+    unused = 8 * numbers.dtype.itemsize - bits
+    return numbers << unused >> unused if unused > 0 else numbers
 
 # %% ../../nbs/scans/08_pixel_data.ipynb #5be18a96
 def _goes_on_below(numbers: np.ndarray, cut: np.ndarray, padding: np.ndarray | None) -> bool:
@@ -221,9 +218,9 @@ def picture_bits(
     overlays = [bit for bit in stored.overlay_bits if 8 <= bit < 8 * numbers.dtype.itemsize]
     bits = min([bits_stored, *overlays])
     cut = without_high_bits(numbers, bits)
-    if padding is not None:
+    if padding is not None and cut is not numbers:
         cut = np.where(padding, numbers, cut)
-    if np.array_equal(cut, numbers):
+    if cut is numbers or np.array_equal(cut, numbers):
         return numbers, None
     if overlays and bits == bits_stored:
         return cut, f'overlay in bit {min(overlays)} of the pixels taken off'
