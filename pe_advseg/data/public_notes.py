@@ -32,7 +32,7 @@ def public_text(text: str, study: Study, number: int) -> str:
 
 # %% ../../nbs/data/29_public_notes.ipynb #5dab4f42
 KINDS = {
-    'read': r'frames of a DICOM SEG|have a PNG|made 1|made one|paired by index|set to air|rounded to',
+    'read': r'frames of a DICOM SEG|have a PNG|made 1|made one|paired by index|set to air|rounded to|was not scanned',
     'skipped': r'no CT slice|skipped|left out',
     'repaired': r'dropped|sorted by|resampled|repaired',
 }

@@ -15,6 +15,8 @@ from scipy.ndimage import binary_dilation
 
 from ..core.preprocessing import resize_in_plane
 from ..core.volume import Volume
+from .chest import chest_facts, doubts_of
+from .scan_statistics import noise_level
 from ..scans.series import pixel_digest
 
 # %% ../../nbs/data/28_study_report.ipynb #6eae913d
@@ -39,6 +41,9 @@ class StudyReport:
     clot_ml: float | None = None  # None: there is no mask
     clot_slices: int = 0
     clot_hu: float | None = None  # median HU under the mask
+    noise_hu: float | None = None  # of soft tissue; None where there is none
+    contrast_hu: float | None = None  # of the large pools of blood; None where they are not seen
+    doubts: tuple = ()  # what speaks against a chest CT with contrast medium
     pixel_digest: str = ''  # SHA-256 of the HU: the same for two copies of one scan
     thumbnail_slice: int = -1
     thumbnail: bytes = field(default=b'', repr=False)  # WebP
@@ -119,6 +124,16 @@ def _clot_fields(volume: Volume, mask: np.ndarray) -> dict:
     )
 
 
+def _plausibility(volume: Volume) -> dict:
+    "Noise, brightness of the blood, and what speaks against a chest CT with contrast medium."
+    facts, noise = chest_facts(volume), noise_level(volume)
+    return dict(
+        noise_hu=noise if np.isfinite(noise) else None,
+        contrast_hu=facts.blood_hu,
+        doubts=tuple(doubts_of(facts)),
+    )
+
+
 def pixel_fields(volume: Volume, mask: np.ndarray | None) -> dict:
     "Return the fields of a `StudyReport` that come from the pixels."
     picture, z = thumbnail(volume, mask)
@@ -131,5 +146,6 @@ def pixel_fields(volume: Volume, mask: np.ndarray | None) -> dict:
         pixel_digest=pixel_digest(volume),
         thumbnail=picture,
         thumbnail_slice=z,
+        **_plausibility(volume),
     )
     return fields if mask is None else fields | _clot_fields(volume, mask)
