@@ -12,11 +12,11 @@ from inspect import signature
 from pathlib import Path
 from time import perf_counter
 
-from .folder_content import folder_content
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError, MaskError
 from ..core.processes import each_in_processes
+from .folder_content import folder_content
 from .public_notes import public_notes, public_text
 from .read_study import add_mask, read_scan
 from .studies import Study

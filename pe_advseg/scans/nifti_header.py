@@ -68,7 +68,9 @@ def _nifti_affine(header, file: str) -> tuple[np.ndarray, tuple]:  # (4, 4) inde
         raise InputError(file, 'its unit of length is not the millimetre', 'Write it in mm')
     has_sform, has_qform = header['sform_code'] > 0, header['qform_code'] > 0
     if not (has_sform or has_qform):
-        cause = 'says nothing about its place in the patient (sform and qform codes are 0)'
+        cause = (
+            'says nothing about orientation and nothing about its place in the patient (sform and qform codes are 0)'
+        )
         raise InputError(file, cause, 'Write it with the affine of the scan')
     affine = header.get_best_affine()
     notes = _compare_pixdim(header, affine, file)

@@ -27,7 +27,7 @@ from pe_advseg.scans.segments import (
     embolus_labels,
     number_segments,
 )
-from .source_headers import source_headers
+from .source_headers import by_series, source_headers
 from .write_series import make_uid
 
 # %% ../../nbs/scans/34_rtstruct.ipynb #4d8b1408
@@ -37,14 +37,14 @@ DETACHED_STUDY = '1.2.840.10008.3.1.2.3.1'  # the retired SOP class that the mod
 def _frame_of_reference(headers: list) -> pydicom.Dataset:
     "Refer to every slice of the scan."
     first = headers[0]
-    series = dicom_item(
-        SeriesInstanceUID=first.SeriesInstanceUID,
-        ContourImageSequence=[image_reference(header) for header in headers],
-    )
+    series = [
+        dicom_item(SeriesInstanceUID=uid, ContourImageSequence=[image_reference(header) for header in slices])
+        for uid, slices in by_series(headers).items()
+    ]
     study = dicom_item(
         ReferencedSOPClassUID=DETACHED_STUDY,
         ReferencedSOPInstanceUID=first.StudyInstanceUID,
-        RTReferencedSeriesSequence=[series],
+        RTReferencedSeriesSequence=series,
     )
     return dicom_item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
 

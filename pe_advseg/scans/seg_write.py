@@ -6,6 +6,7 @@
 __all__ = ['write_segmentation']
 
 # %% ../../nbs/scans/31_seg_write.ipynb #4940286c
+import copy
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from pe_advseg.scans.segments import (
     embolus_labels,
     number_segments,
 )
-from .source_headers import source_headers
+from .source_headers import by_series, source_headers
 from .write_series import make_uid
 
 # %% ../../nbs/scans/31_seg_write.ipynb #acd0e8c6
@@ -87,17 +88,38 @@ def _contributing_equipment(author: Authorship) -> list:
     return [entry]
 
 # %% ../../nbs/scans/31_seg_write.ipynb #6dff6201
-def _segmentation(headers: list, segments: np.ndarray, labels: list[str], author: Authorship):
+def _one_series(headers: list) -> list:
+    "Headers of one series, as highdicom wants them; those of several are copied and given that of the first."
+    if len(by_series(headers)) == 1:
+        return headers
+    copies = [copy.copy(header) for header in headers]
+    for header in copies:
+        header.SeriesInstanceUID = headers[0].SeriesInstanceUID
+    return copies
+
+
+def _state_series(seg, headers: list) -> None:
+    "Refer to every slice in its own series."
+    items = [item for series in seg.ReferencedSeriesSequence for item in series.ReferencedInstanceSequence]
+    slices, references = {item.ReferencedSOPInstanceUID: item for item in items}, []
+    for uid, members in by_series(headers).items():
+        series = pydicom.Dataset()
+        series.SeriesInstanceUID = uid
+        series.ReferencedInstanceSequence = [slices[header.SOPInstanceUID] for header in members]
+        references.append(series)
+    seg.ReferencedSeriesSequence = references
+
+# %% ../../nbs/scans/31_seg_write.ipynb #535f018a
+def _segmentation(headers: list, segments: np.ndarray, descriptions: list, series: str, author: Authorship):
     "Build the DICOM SEG in memory, of nobody yet."
     import highdicom
 
-    anything_found = labels != [NO_FINDING]
-    series = pydicom.uid.generate_uid(prefix=None)
+    anything_found = descriptions[0].SegmentLabel != NO_FINDING
     return highdicom.seg.Segmentation(
-        source_images=headers,
+        source_images=_one_series(headers),
         pixel_array=segments,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(number, label, series, author) for number, label in enumerate(labels, 1)],
+        segment_descriptions=descriptions,
         series_instance_uid=series,
         series_number=900,
         sop_instance_uid=pydicom.uid.generate_uid(prefix=None),
@@ -128,6 +150,7 @@ def write_segmentation(
     statement: str = RESEARCH,  # at most 64 characters; describes the content and every segment
     reviewer: str | None = None,  # the human who corrected or drew it
     history: str | None = None,  # from which run or file it began, at most 1024 characters
+    by_hand=(),  # numbers of the mask that the reviewer has drawn, without the algorithm
 ) -> Path:  # the path
     """Write a mask as DICOM SEG. Raises InputError.
 
@@ -135,10 +158,17 @@ def write_segmentation(
     segments, found = number_segments(mask, volume.shape, per_embolus)
     headers, first = source_headers(volume, folder)
     patient = identity(first, pseudonym)
-    author = authorship(algorithm, reviewer, statement, history, version)
+    author, labels = authorship(algorithm, reviewer, statement, history, version), embolus_labels(found, per_embolus)
+    authors = [author.by_hand() if per_embolus and number in by_hand else author for number in found or [0]]
+    series = pydicom.uid.generate_uid(prefix=None)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # warnings of pydicom quote the header
-        seg = _segmentation(headers, segments, embolus_labels(found, per_embolus), author)
+        parts = [
+            _segment(n, label, series, one) for n, (label, one) in enumerate(zip(labels, authors, strict=False), 1)
+        ]
+        seg = _segmentation(headers, segments, parts, series, author)
+        _state_series(seg, headers)
+        seg.ContentCreatorName = author.reviewer  # type 2: there, and empty where nobody created it
         for keyword, text in patient.items():
             setattr(seg, keyword, text)
         with whole_file(path) as partial:

@@ -7,7 +7,7 @@ __all__ = ['RESEARCH', 'NO_FINDING', 'EMBOLUS', 'NO_THROMBUS', 'ABNORMAL', 'ARTE
            'embolus_labels', 'embolus_colour', 'Authorship', 'authorship']
 
 # %% ../../nbs/scans/30_segments.ipynb #95c563ef
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,6 +93,10 @@ class Authorship:
     reviewer: str  # family^given
     statement: str  # at most 64 bytes
     history: str  # at most 1024 bytes
+
+    def by_hand(self) -> 'Authorship':
+        "Return what is to be said of an embolus that the reviewer has drawn in a mask of an algorithm."
+        return replace(self, kind='MANUAL', algorithm='')
 
     def series_description(self, anything_found: bool) -> str:
         "Describe a series in one line."
