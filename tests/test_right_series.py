@@ -117,6 +117,30 @@ def test_passes_that_count_or_run_on_are_refused(tmp_path, count, direction):
         notes_of(save(passes[0], tmp_path / f'one {keyword}'), volume)
 
 
+def test_passes_that_each_count_from_one_are_refused(tmp_path):
+    slices, volume = good_slices(tmp_path)
+    passes = with_passes(slices)
+    for one in passes:
+        for number, dataset in enumerate(one, start=1):
+            dataset.InstanceNumber = number
+    assert 'its InstanceNumber and that of other slices alternate' in error_of(
+        save(interleaved(passes), tmp_path / 's')
+    )
+    put_all(slices, InstanceNumber=7)
+    assert 'InstanceNumber does not follow position' in notes_of(save(slices, tmp_path / 'one'), volume)
+
+
+@pytest.mark.parametrize('offset', [0, 0.2])  # mm: the slices of the second pass in the middle, or nearer to one side
+def test_a_second_pass_over_half_of_the_scan_is_not_resampled_into_it(tmp_path, offset):
+    slices, _ = good_slices(tmp_path)
+    first, second = with_passes(slices)
+    move(lambda i: [0, 0, offset])(second)
+    put_all(first, ContentTime='101000')
+    put_all(second, ContentTime='101112')
+    text = error_of(save(first + second[:6], tmp_path / 's'), resample=True)
+    assert 'its ContentTime and that of other slices alternate' in text
+
+
 @pytest.mark.parametrize('told', ['TemporalPositionIndex', 'FrameAcquisitionDateTime', 'FrameAcquisitionNumber', 'KVP'])
 def test_two_passes_in_an_enhanced_object_are_refused(tmp_path, told):
     slices, volume = good_slices(tmp_path)

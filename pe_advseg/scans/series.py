@@ -18,8 +18,6 @@ from pe_advseg.scans.consistency import (
     acquisition_notes,
     check_quantity,
     check_same,
-    drop_duplicates,
-    drop_overlap,
     names_nothing,
     picture_kinds,
 )
@@ -28,7 +26,7 @@ from .hounsfield import check_air, read_slice
 from .multiframe import is_multiframe
 from .resample import straighten
 from .slice_header import SliceHeader, check_voxel_count
-from .stack import even_spacing, size_notes, stack_direction
+from .stack import drop_duplicates, drop_overlap, even_spacing, size_notes, stack_direction
 from .tags import MEANS, MONOENERGETIC, tag_text
 
 # %% ../../nbs/scans/14_series.ipynb #a155d0c7
@@ -59,8 +57,9 @@ def sort_slices(
     if len(headers) < MIN_SLICES:
         cause = f'its series has {len(headers)} slices, at least {MIN_SLICES} are needed'
         raise InputError(headers[0].file, cause, 'Give the whole series')
-    spacing = even_spacing(headers, _places(headers, direction), resample)
-    notes += overlap_notes + copy_notes + acquisition_notes(headers)
+    places = _places(headers, direction)
+    spacing = even_spacing(headers, places, resample)
+    notes += overlap_notes + copy_notes + acquisition_notes(headers, places)
     notes += _header_notes(headers, members[0][1]) + size_notes(headers, spacing)
     return headers, direction, spacing, notes
 
