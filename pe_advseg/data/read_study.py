@@ -18,11 +18,9 @@ from ..core.errors import InputError, MaskError
 from ..core.preprocessing import body_mask
 from ..core.volume import Volume
 from .corrected_studies import check_corrected_scan
-from .studies import VOLUME_ENDINGS, Study
-from ..scans.mask_files import read_png_masks, read_volume_mask
+from .studies import Study
 from ..scans.mask_values import binary_mask, embolus_numbers
-from ..scans.matlab_masks import read_mat_mask
-from ..scans.seg_read import read_seg_mask
+from ..scans.read_mask import read_mask
 from ..scans.volume_files import read_volume
 
 # %% ../../nbs/data/05_read_study.ipynb #7047d396
@@ -61,17 +59,10 @@ def _is_numbered(study: Study) -> bool:
 
 def _read_mask(study: Study, volume: Volume, interpret: Callable) -> tuple[np.ndarray, str]:
     "The mask in the volume's (z, y, x) order and a note of its reader. Raises MaskError."
-    path, file = Path(study.mask), _mask_file(study)
-    name = path.name.lower()
-    if path.is_dir() or not name.endswith(('.mat', *VOLUME_ENDINGS)):
-        read = read_png_masks(path, volume, 'mask') if path.is_dir() else read_seg_mask(path, volume, file)
-        return read if interpret is binary_mask else interpret(read[0], file)
-    if name.endswith('.mat'):
-        return read_mat_mask(path, volume, file, interpret=interpret)
-    if name.endswith(('.nrrd', '.mha')):
-        aligned_with = study.scan if study.rule == 'numbered' else None
-        return read_volume_mask(path, volume, file, interpret, aligned_with)
-    return read_volume_mask(path, volume, file, interpret, by_index=study.rule == 'index')
+    path = Path(study.mask)
+    file = 'mask' if path.is_dir() else _mask_file(study)
+    aligned_with = study.scan if study.rule == 'numbered' else None
+    return read_mask(path, volume, file, interpret, aligned_with, by_index=study.rule == 'index')[:2]
 
 # %% ../../nbs/data/05_read_study.ipynb #cc5b824d
 def _check_not_resampled(study: Study, volume: Volume) -> None:
