@@ -6,7 +6,7 @@
 __all__ = ['WINDOWS', 'OVERLAYS', 'TOOLS', 'NEW_EMBOLUS', 'CHOSEN_EMBOLUS', 'TOOL_KEYS', 'ACTION_KEYS', 'SLICE_KEYS', 'WIDE',
            'window_menu', 'overlay_menu', 'opacity_slider', 'zoom_menu', 'slice_slider', 'embolus_list',
            'action_buttons', 'tool_choice', 'radius_slider', 'hu_limits_slider', 'paint_into_menu', 'ball_box',
-           'text_field', 'point_fields']
+           'server_box', 'text_field', 'point_fields']
 
 # %% ../../nbs/review/12_controls.ipynb #068e5b61
 import ipywidgets as widgets
@@ -111,6 +111,12 @@ def paint_into_menu() -> widgets.Dropdown:
 def ball_box() -> widgets.Checkbox:
     tooltip, layout = 'The brush reaches the slices beside', widgets.Layout(width='60px')
     return widgets.Checkbox(False, description='ball', indent=False, tooltip=tooltip, layout=layout)
+
+# %% ../../nbs/review/12_controls.ipynb #fc2bbdda
+def server_box() -> widgets.Checkbox:
+    "Return a box that says whether a click of Add asks a server; hidden until there is one."
+    layout = widgets.Layout(width='auto', display='none')
+    return widgets.Checkbox(False, description='Add asks the server', indent=False, layout=layout)
 
 # %% ../../nbs/review/12_controls.ipynb #a5eda7b5
 def text_field(value: str, description: str, placeholder: str) -> widgets.Text:

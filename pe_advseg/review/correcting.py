@@ -64,6 +64,7 @@ class Unfinished(Speaking):
         reviewer = about.get('reviewer') or ''
         self.reviewer.value = self.reviewer.value or reviewer
         self.note.value = about.get('note') or ''
+        self.edits.drawn_by = {int(number): by for number, by in (about.get('drawn_by') or {}).items()}
         self.after_change()
         whose = f' of {reviewer}' if reviewer else ''
         return self.say(f'Unfinished work{whose} was resumed. Undo takes it back.')
@@ -92,7 +93,8 @@ class Keeping(Unfinished):
         if self.saved and not self.unsaved:
             self.draft.finish()
         elif self.draft.take():
-            write_draft(self.draft.path, self.edits, reviewer=self.reviewer.value, note=self.note.value)
+            about = dict(reviewer=self.reviewer.value, note=self.note.value, drawn_by=self.edits.drawn_by)
+            write_draft(self.draft.path, self.edits, **about)
         else:
             self.say(OPEN_ELSEWHERE, bad=True)
 

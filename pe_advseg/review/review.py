@@ -110,6 +110,12 @@ def _draft_path(store: Path, study: str, edits: Edits, reviewer: str) -> Path:
     return store.with_name(f'{store.name}-unfinished') / f'{study}-{edits.start_checksum:08x}{whose}.npz'
 
 
+def _decisions(edits: Edits) -> list[dict]:
+    "A row per embolus for the record; it names the program that drew one after a click."
+    rows = edits.decisions.to_dict('records')
+    return [row | {'drawn_by': edits.drawn_by[n]} if (n := row['embolus']) in edits.drawn_by else row for row in rows]
+
+
 def _say_earlier_correction(widget: Review, store: Path, study: str) -> None:
     "Point out that a scan has been corrected before, unless work goes on."
     versions = sorted(path.name for path in (store / study).glob('[0-9]*') if path.is_dir())
@@ -127,6 +133,7 @@ def review(
     save=save_correction,  # saves a correction; called with keywords as of `save_correction`
     interactive: bool | None = None,  # False: a still picture and typed points; None: ipympl if it is installed
     reading: dict | None = None,  # options of `read_volume`; None: those of the annotation
+    ask=None,  # what *Add* may ask to draw, such as a `promptable.Server`
 ) -> Review:  # display it
     "Make a widget to look at a scan, correct the label and save it. Raises InputError for what cannot be read."
     if reading is None:
@@ -137,11 +144,10 @@ def review(
     started_from = False if annotation is None else annotation
 
     def save_version(edits, reviewer, note):
-        decisions = edits.decisions.to_dict('records')
-        said = dict(how='review', decisions=decisions, note=note, reading=reading, annotation=started_from)
+        said = dict(how='review', decisions=_decisions(edits), note=note, reading=reading, annotation=started_from)
         return save(store, scan, volume, edits.numbers, reviewer, **said)
 
-    options = dict(head=f'{study}, {label.origin}', reviewer=reviewer, confidence=label.confidence)
+    options = dict(head=f'{study}, {label.origin}', reviewer=reviewer, confidence=label.confidence, ask=ask)
     options['interactive'] = find_spec('ipympl') is not None if interactive is None else interactive
     if second is not None:
         other = read_label(second, volume)

@@ -90,6 +90,7 @@ def _side_column(screen) -> widgets.VBox:
         screen.radius,
         screen.limits,
         _row(screen.into, screen.ball),
+        screen.by_server,
         _button_row(screen, 'undo', 'redo'),
         screen.reviewer,
         screen.note,
@@ -114,6 +115,7 @@ class Controls(widgets.VBox):
         self.buttons, self.tool = controls.action_buttons(), controls.tool_choice()
         self.radius, self.limits = controls.radius_slider(), controls.hu_limits_slider()
         self.into, self.ball = controls.paint_into_menu(), controls.ball_box()
+        self.by_server = controls.server_box()
         self.reviewer = controls.text_field(reviewer, 'Reviewer', 'your name')
         self.note = controls.text_field('', 'Note', 'optional')
         self.hover, self.says = widgets.HTML(), widgets.HTML()
