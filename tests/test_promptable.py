@@ -5,13 +5,13 @@ import socket
 
 import numpy as np
 import pytest
-from pe_advseg.review.promptable import Server
 from support.promptable import ball, stand_in
 from support.review_scans import on_disk
 
 from pe_advseg.core.errors import InputError
 from pe_advseg.review import promptable
 from pe_advseg.review.history import history
+from pe_advseg.review.promptable import Server
 from pe_advseg.review.review import review
 from pe_advseg.scans.series import study_name
 

@@ -49,7 +49,8 @@ def write_annotation(
 # %% ../../nbs/annotation/12_annotate.ipynb #4adad6b1
 def has_same_inputs(target: Path, annotator: Annotator, options: Options, pseudonym: str | None) -> bool:
     "Whether an annotation has every file that is wanted, and was made by the same runs with the same options."
-    summary = read_summary(target)
+    summary, digits = read_summary(target), target.name.removeprefix('study-')
+    pseudonym = pseudonym and pseudonym.replace(STUDY_DIGITS, digits)
     wanted = dict(pseudonym=pseudonym, runs=annotator.runs, options=options.record(annotator.inference))
     if {name: summary.get(name) for name in wanted} != wanted:
         return False

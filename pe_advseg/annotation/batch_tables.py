@@ -31,6 +31,8 @@ class Result:
     cause: str = ''
     remedy: str = ''
     without_names: tuple = ('', '', '')  # the same three for what is written
+    sent: str = ''  # what was sent to an archive
+    unsent: str = ''  # why something was not sent that should have been
 
     def failure(self, names: bool) -> tuple[str, str, str]:
         "File, cause and remedy, with or without names."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SeriesOption', 'AssumeOption', 'ResampleOption', 'SHELL_OPTIONS', 'RunsOption', 'StoreOption', 'DataOption',
-           'TargetOption', 'ScaleOption', 'in_shell', 'given']
+           'TargetOption', 'ScaleOption', 'FromOption', 'LoginOption', 'StudyOption', 'in_shell', 'given']
 
 # %% ../../nbs/cli/00_options.ipynb #a4373c19
 from pathlib import Path
@@ -59,6 +59,20 @@ TargetOption = Annotated[
 ScaleOption = Annotated[
     str, typer.Option(help='**smoke** (seconds), **demo** (minutes on a CPU) or **paper** (a GPU).')
 ]
+
+# %% ../../nbs/cli/00_options.ipynb #a041b9af
+FromOption = Annotated[
+    str | None,
+    typer.Option('--from', help='Address of a DICOMweb archive, such as https://host/dicom-web.', metavar='URL'),
+]
+LoginOption = Annotated[
+    Path | None,
+    typer.Option(
+        help='File with the login: [archive], user and password or token, certificates. '
+        'Default: PE_ADVSEG_ARCHIVE_LOGIN names it, or PE_ADVSEG_ARCHIVE_USER, _PASSWORD and _TOKEN.'
+    ),
+]
+StudyOption = Annotated[str | None, typer.Option(help='With --from: the StudyInstanceUID.', metavar='UID')]
 
 # %% ../../nbs/cli/00_options.ipynb #7cac506f
 def given(**options) -> dict:
