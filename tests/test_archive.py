@@ -12,12 +12,12 @@ from pathlib import Path
 import highdicom
 import pydicom
 import pytest
+from support.archive import orthanc, why_not
+
 from pe_advseg.annotation.annotate_archive import annotate_archive
 from pe_advseg.annotation.archive import Login
 from pe_advseg.annotation.archive_client import Archive
 from pe_advseg.annotation.archive_search import Question
-from support.archive import orthanc, why_not
-
 from pe_advseg.annotation.options import Options
 from pe_advseg.core.errors import InputError
 from pe_advseg.phantom.hospitals import HOSPITALS

@@ -10,17 +10,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from .archive import ArchiveError
-from .archive_search import ArchivedSeries, Question, find_archived
-from .fetch import fetched_series, private_folder
-from .send import Record, read_record, send_annotation
 from tqdm.auto import tqdm
 
 from .annotate import annotate_if_new, has_same_inputs
 from .annotator import Annotator, load_annotator
+from .archive import ArchiveError
+from .archive_search import ArchivedSeries, Question, find_archived
 from .batch import check_writable, pseudonym_per_study
 from .batch_tables import Result, failed_result, write_tables
+from .fetch import fetched_series, private_folder
 from .options import Options
+from .send import Record, read_record, send_annotation
 from ..core.errors import InputError
 
 # %% ../../nbs/annotation/21_annotate_archive.ipynb #2adf1db8

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from .archive import LOOPBACK, Login, asking, check_address, not_dicom
 from .multipart import files_in
-
 from ..core.errors import InputError
 
 # %% ../../nbs/annotation/17_archive_client.ipynb #903f9a9d

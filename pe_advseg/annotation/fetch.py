@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from .archive import ArchiveError
-from .archive_search import ArchivedSeries, checked_uid, uid_in
 from tqdm.auto import tqdm
 
+from .archive import ArchiveError
+from .archive_search import ArchivedSeries, checked_uid, uid_in
 from ..core.errors import InputError
 from ..scans.header import START_BYTES, parse_header
 from ..scans.patient_identity import short_text

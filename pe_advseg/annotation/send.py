@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pydicom
-from .archive import ArchiveError
 
 from .annotation import read_summary
+from .archive import ArchiveError
 from ..core.errors import InputError
 from ..core.paths import write_whole
 from ..scans.header import parse_dicom

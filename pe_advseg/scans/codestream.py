@@ -9,7 +9,6 @@ __all__ = ['SIZ', 'COD', 'FIRST_TILE', 'FRAME_MARKS', 'LOSSLESS_MARKS', 'SCAN_MA
 
 # %% ../../nbs/scans/06_codestream.ipynb #9340eebf
 import io
-import re
 import struct
 import warnings
 from dataclasses import dataclass, replace
@@ -148,7 +147,6 @@ def check_frame(
     return found
 
 # %% ../../nbs/scans/06_codestream.ipynb #51d2473f
-_OVERLAY_TAG = re.compile(rb'[\x00-\x1e]\x60\x02\x01|\x60[\x00-\x1e]\x01\x02')  # (60xx,0102) in either byte order
 _OVERLAYS = [(group << 16) + element for group in range(0x6000, 0x6020, 2) for element in (0x100, 0x102, 0x3000)]
 
 
@@ -161,10 +159,13 @@ def overlay_bits(dataset: pydicom.Dataset) -> tuple[int, ...]:
             bits.append(int(bit))
     return tuple(bits)
 
-
-def overlay_bits_of_header(start: bytes) -> tuple[int, ...]:
-    "Return the bits of the pixels that overlays claim, from the bytes of a file up to its pixels."
-    if not _OVERLAY_TAG.search(start):
+# %% ../../nbs/scans/06_codestream.ipynb #8593f066
+def overlay_bits_of_header(
+    start: bytes,  # of a file, up to its pixels
+    is_little_endian: bool,
+) -> tuple[int, ...]:
+    "Return the bits of the pixels that overlays claim."
+    if is_little_endian and b'\x60\x02\x01' not in start:  # of the tag (60xx,0102)
         return ()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -93,7 +93,10 @@ def padding_mask(
     slope: float,
     intercept: float,
 ) -> tuple[np.ndarray | None, str | None]:  # bool (y, x), None if no pixel is padding; a note
-    "Return which pixels of a slice lie outside the field of view."
+    """Return which pixels of a slice lie outside the field of view.
+
+    pydicom and SimpleITK leave padding as it is; here it becomes air, so that no network sees a value of no tissue.
+    """
     if not values:
         return None, None
     is_above_air = max(values) * slope + intercept > AIR
@@ -139,7 +142,7 @@ def grey_step(
     numbers: np.ndarray,  # whole numbers (y, x)
 ) -> int:
     "Return the usual distance between the grey values of a slice; 1 for a slice with more than 256, or small or blank."
-    if numbers.size < GREY_VALUES * FEW_VALUES or len(np.unique(numbers.ravel()[::61])) > GREY_VALUES:
+    if numbers.size < GREY_VALUES * FEW_VALUES or len(np.unique(numbers.ravel()[::127])) > GREY_VALUES:
         return 1  # most slices: a sample has told
     values = np.unique(numbers).astype(int)
     return int(np.median(np.diff(values))) if FEW_VALUES < len(values) <= GREY_VALUES else 1
