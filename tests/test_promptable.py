@@ -9,7 +9,6 @@ from support.promptable import ball, stand_in
 from support.review_scans import on_disk
 
 from pe_advseg.core.errors import InputError
-from pe_advseg.review import promptable
 from pe_advseg.review.history import history
 from pe_advseg.review.promptable import Server
 from pe_advseg.review.review import review
@@ -152,7 +151,7 @@ def test_a_session_that_the_server_closed_is_opened_again(opened):
 
 def test_without_the_client(opened, monkeypatch):
     _, look, _ = opened
-    monkeypatch.setattr(promptable, 'find_spec', lambda name: None)
+    monkeypatch.setattr('pe_advseg.review.promptable.find_spec', lambda name: None)
     widget = look(Server('http://gpu-box:1527'))
     before = by_hand(widget)
     said = click(widget, (6, 20, 30))
