@@ -1,6 +1,7 @@
-"""A series is one whole acquisition in HU, or refused with what it is instead. The situations are those of public reports
-(vtk-dicom#220, OHIF#4388, dcm2niix#349, DICOM PS3.17 JJJJ.4, medInria PR 156); what is right is compared with pydicom,
-SimpleITK or the volume that was written.
+"""A series is one whole acquisition in HU, or refused with what it is instead.
+
+The situations are those of public reports (vtk-dicom#220, OHIF#4388, dcm2niix#349, medInria PR 156, PS3.17 JJJJ.4);
+what is right is compared with pydicom, SimpleITK or the volume that was written.
 """
 
 import os
@@ -23,14 +24,11 @@ from support.right_series import (
     with_passes,
 )
 from support.spoiled_series import (
-    ALL,
     SECRETS,
     datasets,
-    make_volume,
     move,
     same_world,
     save,
-    tags,
     tilted,
     without_identity,
 )
@@ -312,6 +310,8 @@ MAPS = {
     'z-effective': (dict(ImageType=[*DERIVED, 'EFF_ATOMIC_NUM']), 'map of the effective atomic number'),
     'electron-density': (dict(ImageType=[*DERIVED, 'ELECTRON_DENSITY']), 'map of the electron density'),
     'fraction': (dict(ImageType=[*DERIVED, 'MAT_FRACTIONAL']), 'spectral map of a material'),
+    'iodine-before-the-standard': (dict(ImageType=['ORIGINAL', 'PRIMARY', 'AXIAL', 'IODINE_MAP']), 'spectral map'),
+    'max-ip': (dict(ImageType=['DERIVED', 'SECONDARY', 'MAX_IP']), 'projection of highest or lowest'),
     'perfusion': (dict(ImageType=['DERIVED', 'SECONDARY', 'PERFUSION', 'CBF']), 'perfusion map'),
     'mip': (dict(ImageType=['DERIVED', 'SECONDARY', 'REFORMATTED', 'MIP']), 'projection of highest or lowest'),
     'mip-of-siemens': (dict(ImageType=['DERIVED', 'SECONDARY', 'AXIAL', 'CT_SOM5 MIP']), 'projection of highest'),

@@ -89,21 +89,22 @@ def tag_number(dataset: pydicom.Dataset, keyword: str, default, file: str):
     return tag_numbers(dataset, keyword, 1, file)[0]
 
 # %% ../../nbs/scans/02_tags.ipynb #e86cf7a4
-NO_HU = {  # what a picture shows -> the words of ImageType that say so, also those from before the standard had any
-    'spectral map of a material': 'MAT_SPECIFIC MAT_FRACTIONAL MAT_VALUE_BASED IODINE URIC_ACID',
-    'spectral picture without a material': 'MAT_REMOVED MAT_MODIFIED VNC VUE VNCA VIRTUAL_NON_CONTRAST',
-    'map of the effective atomic number': 'EFF_ATOMIC_NUM Z_EFF ZEFF Z_EFFECTIVE RHO_Z RHOZ',
-    'map of the electron density': 'ELECTRON_DENSITY',
-    'perfusion map': 'CBF CBV MTT TTP TMAX PBV PBF BLOOD_FLOW BLOOD_VOLUME PERMEABILITY',
-    'projection of highest or lowest values': 'MIP MAX_IP MAXIP MINIP MIN_IP MAXIMUM MINIMUM PROJECTION',
-    'picture computed from several': 'SUBTRACTION DIVISION MULTIPLICATION STD_DEVIATION QUANTITY',
-    'rendering or page of text': 'VRT VOLREN SSD RESULT DOSE_INFO PATIENT_INFO REPORT SCREENSAVE SCREENSHOT SCORE',
+NO_HU = {  # what a picture shows -> what its ImageType says then, also that of vendors before the standard had words
+    'spectral map of a material': r'MAT (SPECIFIC|FRACTIONAL|VALUE BASED)|IODINE|URIC',
+    'spectral picture without a material': r'MAT (REMOVED|MODIFIED)|\bVN[CU]|\bVUE\b|VIRTUAL (NON|UN)',
+    'map of the effective atomic number': r'EFF ATOMIC|\bZ ?EFF|\bRHO ?Z',
+    'map of the electron density': r'ELECTRON DENS',
+    'perfusion map': r'\b(CBF|CBV|MTT|TTP|TMAX|PBV|PBF)\b|BLOOD (FLOW|VOLUME)|PERMEAB|PERFUSION MAP',
+    'projection of highest or lowest values': r'\bM(AX|IN)? ?IP\b|\bMAXIMUM|\bMINIMUM|PROJECTION',
+    'picture computed from several': r'SUBTRACT|\bDIVISION|MULTIPLICATION|STD DEVIATION|\bQUANTITY',
+    'rendering or page of text': r'\b(VRT|SSD|RESULT|REPORT|SCORE)\b|VOL ?REN|(DOSE|PATIENT) INFO|SCREEN ?S(AVE|HOT)',
 }
 MEANS = {'AVERAGE', 'MEAN', 'AVG'}
 MONOENERGETIC = {'VMI', 'MONO', 'MONOENERGETIC', 'MONO_ENERGETIC'}
-HU_WORDS = 'DERIVED MIXED PRIMARY SECONDARY AXIAL HELICAL HELIX VOLUME OTHER MPR REFORMATTED RESAMPLED NONE LOSSY JP2K'
+HU_WORDS = (
+    'DERIVED MIXED PRIMARY SECONDARY AXIAL HELICAL HELIX VOLUME OTHER MPR CSA REFORMATTED RESAMPLED NONE LOSSY JP2K'
+)
 KNOWN_HU = {'', *HU_WORDS.split()} | MEANS | MONOENERGETIC
-_KIND_OF_WORD = {word: kind for kind, words in NO_HU.items() for word in words.split()}
 
 # %% ../../nbs/scans/02_tags.ipynb #7bbf437d
 def image_words(dataset: pydicom.Dataset) -> list[str]:
@@ -114,12 +115,15 @@ def image_words(dataset: pydicom.Dataset) -> list[str]:
     return values + [word for value in values if ' ' in value for word in value.split()]
 
 
+@functools.cache
+def _kind_of_words(text: str) -> str | None:
+    return next((kind for kind, pattern in NO_HU.items() if re.search(pattern, text)), None)
+
+
 def no_hu_kind(dataset: pydicom.Dataset) -> str | None:
     "Return what a picture shows instead of HU, as its ImageType or unit says; None if they name nothing of the kind."
-    for word in image_words(dataset):
-        if word in _KIND_OF_WORD:
-            return _KIND_OF_WORD[word]
-    return 'modified HU' if tag_text(dataset, 'RescaleType') == 'HU_MOD' else None
+    text = re.sub('[_-]', ' ', ' | '.join(image_words(dataset)))
+    return _kind_of_words(text) or ('modified HU' if tag_text(dataset, 'RescaleType') == 'HU_MOD' else None)
 
 # %% ../../nbs/scans/02_tags.ipynb #243f604e
 SPECTRAL_TEXT = (
