@@ -44,6 +44,9 @@ def _compare_pixdim(header, affine: np.ndarray, file: str) -> tuple:
     stated, lengths = header['pixdim'][1:4].astype(float), np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(stated).all() and np.isfinite(lengths).all() and (stated > 0).all()):
         return ()
+    if (stated == 1).all() and header['qform_code'] == 0:  # as the header was before anybody set it
+        was_set = np.abs(lengths - 1).max() <= SAME
+        return () if was_set else ('its pixdim was never set: the voxel size in mm is taken from its sform',)
     return compare_lengths(lengths, stated, _three_sizes(header), 'its affine and its pixdim', file)
 
 

@@ -92,7 +92,7 @@ def _one_series(headers: list) -> list:
     "Headers of one series, as highdicom wants them; those of several are copied and given that of the first."
     if len(by_series(headers)) == 1:
         return headers
-    copies = [copy.copy(header) for header in headers]
+    copies = copy.deepcopy(headers)
     for header in copies:
         header.SeriesInstanceUID = headers[0].SeriesInstanceUID
     return copies
