@@ -21,6 +21,7 @@ from PIL import Image
 
 from pe_advseg.core.volume import Volume
 from pe_advseg.data import integrity, study_report
+from pe_advseg.data.folder_content import FolderContent
 from pe_advseg.data.integrity import check_folder, same_pixels
 from pe_advseg.data.integrity_report import count_status, in_order, report_json, report_table, write_report
 from pe_advseg.data.layouts import find_studies
@@ -109,7 +110,7 @@ def test_an_error_nobody_foresaw_is_one_report_without_its_text(hospital, monkey
     def fails(study, **options):
         raise KeyError('AHMADI^HOSSEIN')
 
-    monkeypatch.setattr(integrity, 'read_study', fails)
+    monkeypatch.setattr(integrity, 'read_scan', fails)
     report = quick(hospital)[0]
     assert report.status == REFUSED and 'KeyError' in report.cause and 'AHMADI' not in repr(report) + report.cause
 
@@ -186,7 +187,7 @@ def test_a_study_that_kills_its_process_is_refused_and_the_rest_goes_on(hospital
         studies[number] = Deadly(
             studies[number].hospital, studies[number].patient, studies[number].scan, studies[number].mask
         )
-    monkeypatch.setattr(integrity, 'find_studies', lambda folder, refused=None: studies)
+    monkeypatch.setattr(integrity, 'folder_content', lambda folder: FolderContent(studies, [], {}, []))
     reports = check_folder(hospital, workers=2, progress=False)
     assert [report.number for report in reports] == [1, 2, 3, 4]
     assert [report.number - 1 for report in reports if report.status == REFUSED] == deadly

@@ -27,6 +27,7 @@ class Options:
     pseudonym: str | None = None  # in DICOM, instead of the patient's name and number
     reading: dict = field(default_factory=dict)  # of `read_volume`: series, assume_hu, resample
     dicom_copy: bool = False  # write the slices, too, with the identifiers that the SEG states
+    any_scan: bool = False  # annotate what shows no lungs or no contrast medium, too
 
     def __post_init__(self):
         if not 0 < self.threshold < 1:

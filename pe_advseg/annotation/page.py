@@ -129,6 +129,7 @@ def write_page(
         made=time_in_words(summary),
         version=summary.get('version', ''),
         rows=ROWS,
+        implausible=summary.get('implausible') or [],
         **parts,
         **_what_is_shown(annotation, emboli),
     )

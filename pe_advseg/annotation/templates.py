@@ -40,7 +40,8 @@ def _environment():
     )
     environment.filters |= dict(rounded=wording.rounded, ml=wording.millilitres, printable=printable)
     environment.tests['known'] = wording.is_known
-    for function in (wording.position, wording.dice_interval, wording.says_nothing, wording.any_number):
+    functions = (wording.position, wording.dice_interval, wording.says_nothing, wording.any_number)
+    for function in (*functions, wording.ranges_in_words):
         environment.globals[function.__name__] = function
     environment.globals |= dict(options_in_words=wording.options_in_words, quoted=quoted)
     return environment
