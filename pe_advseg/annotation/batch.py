@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from ..core.zip_files import unzipped
 from tqdm.auto import tqdm
 
 from .annotate import annotate_if_new
@@ -78,7 +79,7 @@ def check_writable(out: Path) -> None:
 
 # %% ../../nbs/annotation/14_batch.ipynb #015faec0
 def annotate_all(
-    place,  # folder of scans in any known layout, or one scan
+    place,  # folder of scans in any known layout, one scan, or a zip of either
     out,  # folder of the results
     runs=(),  # folders or names; several are an ensemble
     options: Options | None = None,
@@ -87,18 +88,18 @@ def annotate_all(
     names: bool = False,  # write the folder names of the scans into the table: they may be patients'
 ) -> list[Result]:  # in the order of the scans
     "Annotate every scan, go on past bad ones, skip what is there; write `index.html` and `annotations.csv` over all."
-    options = options or Options()
-    place, out = Path(place).expanduser(), Path(out)
-    scans, refused = find_scans(place, out)
-    if workers is None:
-        workers = 0 if len(scans) == 1 else torch.cuda.device_count() or 1
-    pseudonym = pseudonym_per_study(options, scans != [place])
-    jobs = [(number, scan, place, out, options, pseudonym) for number, scan in enumerate(scans, 1)]
-    found = _annotate_each(jobs, runs, options, min(workers, len(scans)))
-    check_writable(out)
-    results = list(tqdm(found, desc='annotating', unit='scan', total=len(jobs), disable=not progress))
-    for number, error in enumerate(refused, len(jobs) + 1):
-        results.append(failed_result(number, place / error.file.split('/')[0], place, error))
+    options, out = options or Options(), Path(out)
+    with unzipped(Path(place).expanduser()) as place:
+        scans, refused = find_scans(place, out)
+        if workers is None:
+            workers = 0 if len(scans) == 1 else torch.cuda.device_count() or 1
+        pseudonym = pseudonym_per_study(options, scans != [place])
+        jobs = [(number, scan, place, out, options, pseudonym) for number, scan in enumerate(scans, 1)]
+        found = _annotate_each(jobs, runs, options, min(workers, len(scans)))
+        check_writable(out)
+        results = list(tqdm(found, desc='annotating', unit='scan', total=len(jobs), disable=not progress))
+        for number, error in enumerate(refused, len(jobs) + 1):
+            results.append(failed_result(number, place / error.file.split('/')[0], place, error))
     results.sort(key=lambda result: result.number)
     write_tables(out, results, names)
     return results

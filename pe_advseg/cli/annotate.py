@@ -118,7 +118,7 @@ def _annotate(source, scan, out, names, **given) -> None:
         results = _annotate_place(scan, out, names, **given)
     raise typer.Exit(0 if _report(results, out, names) else 1)
 
-
+# %% ../../nbs/cli/01_annotate.ipynb #f99e8612
 def _options(reading: dict, given: dict):
     from pe_advseg.annotation.options import Options
     from pe_advseg.evaluation.prediction import Inference
@@ -144,7 +144,7 @@ def _annotate_place(scan, out, names, run, workers, **given) -> list:
 
 NO_SCAN = 'give a scan or a folder of scans, or the address of an archive with --from'
 
-
+# %% ../../nbs/cli/01_annotate.ipynb #540c12d4
 def _annotate_from(source, scan, out, names, run, **given) -> list:
     "Annotate scans of an archive."
     from pe_advseg.annotation.annotate_archive import annotate_archive
