@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from ..core.zip_files import unzipped
 from tqdm.auto import tqdm
 
 from .annotate import annotate_if_new
@@ -24,6 +23,7 @@ from .batch_tables import Result, failed_result, name_of, write_tables
 from .options import Options
 from ..core.errors import InputError
 from ..core.processes import each_in_processes
+from ..core.zip_files import unzipped
 from ..data.scan_folders import find_scans
 
 # %% ../../nbs/annotation/14_batch.ipynb #c41513cc
