@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DISCRIMINATOR_LOSSES', 'NetworkOutput', 'verdict', 'log_verdicts', 'deceive', 'DiscriminatorOptions',
-           'DiscriminatorMethod', 'shuffled', 'PseudoLabelMethod', 'Adversarial', 'FeatureEnhanced']
+           'labelled_output', 'DiscriminatorMethod', 'shuffled', 'PseudoLabelMethod', 'Adversarial', 'FeatureEnhanced']
 
 # %% ../../nbs/training/03_adversarial.ipynb #e67e88ec
 from dataclasses import dataclass, field
@@ -82,6 +82,14 @@ class DiscriminatorOptions(Method):
         "Return the pixels that count on labelled images: those with a known label."
         return output.mask != IGNORE
 
+# %% ../../nbs/training/03_adversarial.ipynb #17feee3f
+def labelled_output(step: Step, image: torch.Tensor) -> NetworkOutput:
+    "Predict labelled patches, with logits that speak of patches, and keep the prediction for the discriminator."
+    logits, features = step.networks['network'](image, return_features=True)
+    output = NetworkOutput(logits + step.sampling_log_odds, features, step.mask[:, None])
+    step.memory['labelled'] = output.detached()
+    return output
+
 # %% ../../nbs/training/03_adversarial.ipynb #89c77d63
 @dataclass
 class DiscriminatorMethod(DiscriminatorOptions):
@@ -96,8 +104,7 @@ class DiscriminatorMethod(DiscriminatorOptions):
 
     def labelled_losses(self, step: Step, image: torch.Tensor) -> dict:
         "Return the losses on labelled images, shown as `image`; keep the prediction for the discriminator."
-        output = NetworkOutput(*step.networks['network'](image, return_features=True), step.mask[:, None])
-        step.memory['labelled'] = output.detached()
+        output = labelled_output(step, image)
         terms = {'segmentation': segmentation_loss(output.logits, step.target)}
         if self.labelled_weight:
             terms['adversarial_source'] = self.labelled_term(step, output)

@@ -32,6 +32,7 @@ class TrainConfig:
     positive_share: float = 0.5  # of the labelled patches
     by_embolus: bool = False  # every embolus of a patient as often as another, however small
     hard_negatives: float = 0.0  # share of the patches without clot that lie where a clot is, in another slice
+    adjust_logits: bool = True  # logits speak of whole scans, though clot is more frequent in the patches
     learning_rate: float = 2e-3
     discriminator_learning_rate: float = 1e-4
     weight_decay: float = 1e-4

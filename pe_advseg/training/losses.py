@@ -11,6 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.nn.functional import all_reduce
 
 # %% ../../nbs/training/00_losses.ipynb #8fd0ffc1
 def _kept_mean(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -39,12 +40,27 @@ def masked_bce(
     return _kept_mean(cost, keep)
 
 # %% ../../nbs/training/00_losses.ipynb #b7d8ba95
-def _dice_cost(logits: torch.Tensor, target: torch.Tensor, keep: torch.Tensor, smooth: float) -> torch.Tensor:
-    "Return 1 - soft Dice of each image (n,), over kept pixels."
+def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    "Return the sum over all processes of a training, with its gradient; the values themselves in a single process."
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return all_reduce(values)
+    return values
+
+# %% ../../nbs/training/00_losses.ipynb #9903a370
+def _dice_cost(
+    logits: torch.Tensor,  # (n, 1, h, w)
+    target: torch.Tensor,  # same shape
+    keep: torch.Tensor,  # same shape, bool
+    smooth: float,
+    per_image: bool,
+) -> torch.Tensor:  # (n,), or () for the whole batch
+    "Return 1 - soft Dice over kept pixels, of each image or of the batch of all processes."
     probability = torch.where(keep, logits.float().sigmoid(), 0).flatten(1)
     target = torch.where(keep, target.float(), 0).flatten(1)
-    overlap = (probability * target).sum(1)
-    return 1 - (2 * overlap + smooth) / (probability.sum(1) + target.sum(1) + smooth)
+    overlap, size = (probability * target).sum(1), probability.sum(1) + target.sum(1)
+    if not per_image:
+        overlap, size = _sum_over_processes(torch.stack([overlap.sum(), size.sum()]))
+    return 1 - (2 * overlap + smooth) / (size + smooth)
 
 # %% ../../nbs/training/00_losses.ipynb #28065c02
 def bce_dice(
@@ -53,16 +69,18 @@ def bce_dice(
     ignore: int = 255,  # label of pixels that cost nothing
     smooth: float = 1e-5,  # of the Dice term
     cross_entropy: float = 0.5,  # weight of the cross-entropy; 0.5 in the paper
+    per_image: bool = False,  # True: Dice of each image, as in the paper
 ) -> torch.Tensor:  # scalar, float32
-    """Return cross_entropy * cross-entropy + mean over images of (1 - soft Dice).
+    """Return cross_entropy * cross-entropy + 1 - soft Dice of the batch, or the mean over images of 1 - soft Dice.
 
-    Images without a kept pixel are left out of the mean. Source: train.py released with arXiv 2204.04217.
+    Images without a kept pixel are left out of that mean. Sources: nnU-Net (Nature Methods 18, 203), batch dice;
+    train.py released with arXiv 2204.04217, per image.
     """
     target = _like_logits(target, logits, 'target')
     keep = target != ignore
-    has_kept = keep.flatten(1).any(1)
     pixel_term = cross_entropy * masked_bce(logits, target, keep)
-    return pixel_term + _kept_mean(_dice_cost(logits, target, keep, smooth), has_kept)
+    cost = _dice_cost(logits, target, keep, smooth, per_image)
+    return pixel_term + (_kept_mean(cost, keep.flatten(1).any(1)) if per_image else cost)
 
 # %% ../../nbs/training/00_losses.ipynb #1f035878
 def bce_dice_as_released(
@@ -75,7 +93,7 @@ def bce_dice_as_released(
     target = _like_logits(target, logits, 'target').float()
     everywhere = torch.ones_like(target, dtype=torch.bool)
     pixel_term = cross_entropy * F.binary_cross_entropy_with_logits(logits.float(), target)
-    return pixel_term + _dice_cost(logits, target, everywhere, smooth).mean()
+    return pixel_term + _dice_cost(logits, target, everywhere, smooth, per_image=True).mean()
 
 # %% ../../nbs/training/00_losses.ipynb #35591940
 def adversarial(

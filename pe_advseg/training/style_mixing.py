@@ -12,8 +12,8 @@ import torch
 
 from ..data.augment import boxes, mix
 from ..data.augment_hu import other_scan
-from .adversarial import DiscriminatorMethod, NetworkOutput
-from .methods import WIDE_CONTRAST, Step, in_target_style, ramp_up, segmentation_loss
+from .adversarial import DiscriminatorMethod, labelled_output
+from .methods import WIDE_CONTRAST, Step, in_target_style, labelled_loss, ramp_up, segmentation_loss
 from .teachers import CutMixMeanTeacher, LabellingTeacher, TeacherMethod, paste_into_lumen
 
 # %% ../../nbs/training/05_style_mixing.ipynb #e5d6d84f
@@ -21,11 +21,12 @@ def mixed_pairs(
     step: Step,
     styled: torch.Tensor,  # (n, k, h, w): labelled images in the style of the unlabelled ones
     labels: torch.Tensor,  # (n, 1, h, w): the teacher's labels of the unlabelled images
-) -> tuple[torch.Tensor, torch.Tensor]:  # (2n, k, h, w) and (2n, 1, h, w)
-    "Return images and labels of both ways to mix: a labelled box in the unlabelled image, and the reverse."
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (2n, k, h, w), (2n, 1, h, w) and 0 or 1 (2n, 1, h, w)
+    "Return images of both ways to mix (a labelled box in the unlabelled image, the reverse), labels, what is labelled."
     box = boxes(len(styled), styled.shape[-2:], step.draw, first=step.first, device=styled.device)
     images = torch.cat([mix(styled, step.unlabelled, box), mix(step.unlabelled, styled, box)])
-    return images, torch.cat([mix(step.target, labels, box), mix(labels, step.target, box)])
+    from_labelled = torch.cat([box, 1 - box])
+    return images, torch.cat([mix(step.target, labels, box), mix(labels, step.target, box)]), from_labelled
 
 
 def view_of_both(step: Step, images: torch.Tensor) -> torch.Tensor:
@@ -52,8 +53,8 @@ class StyleMixing(LabellingTeacher):
     def mixed_loss(self, step: Step, styled: torch.Tensor) -> torch.Tensor:
         "Return the sum of the segmentation losses of both ways to mix."
         _, labels = self.labelled_by_teacher(step)
-        images, targets = mixed_pairs(step, styled, labels)
-        logits = step.networks['network'](view_of_both(step, images))
+        images, targets, from_labelled = mixed_pairs(step, styled, labels)
+        logits = step.networks['network'](view_of_both(step, images)) + step.sampling_log_odds * from_labelled
         one_way, other_way = zip(logits.chunk(2), targets.chunk(2), strict=True)
         return segmentation_loss(*one_way) + segmentation_loss(*other_way)
 
@@ -75,10 +76,7 @@ class StyleMixingFeatures(StyleMixing, DiscriminatorMethod):
         return StyleMixing.build(self, network) | DiscriminatorMethod.build(self, network)
 
     def styled_terms(self, step: Step, styled: torch.Tensor) -> dict:
-        mask = step.mask[: len(styled), None]
-        output = NetworkOutput(*step.networks['network'](styled, return_features=True), mask)
-        step.memory['labelled'] = output.detached()
-        return {'adversarial_source': self.labelled_term(step, output)}
+        return {'adversarial_source': self.labelled_term(step, labelled_output(step, styled))}
 
     def discriminator_terms(self, step: Step) -> dict:
         return DiscriminatorMethod.discriminator_terms(self, step)
@@ -117,7 +115,7 @@ class BestRecipe(CutMixMeanTeacher, DiscriminatorMethod):
             image = other_scan(image, step.draw, 'scan labelled', step.first, contrast=self.contrast)
         if self.labelled_weight:
             return self.labelled_losses(step, image)
-        return {'segmentation': segmentation_loss(step.networks['network'](image), step.target)}
+        return {'segmentation': labelled_loss(step, step.networks['network'](image))}
 
     def shown_to_student(self, step: Step, probability: torch.Tensor, labels: torch.Tensor) -> tuple:
         if self.paste:

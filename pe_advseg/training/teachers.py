@@ -19,7 +19,7 @@ from ..data.augment_hu import other_scan
 from ..data.bolus import open_arteries, with_contrast_of
 from ..data.patches import IGNORE
 from ..data.transplant import paste_clots
-from .methods import Method, Step, log_pseudo_labels, ramp_up, segmentation_loss
+from .methods import Method, Step, labelled_loss, log_pseudo_labels, ramp_up, segmentation_loss
 
 # %% ../../nbs/training/02_teachers.ipynb #842f72cd
 @torch.no_grad()
@@ -61,7 +61,7 @@ class TeacherMethod(Method):
 
     def labelled_terms(self, step: Step) -> dict:
         "Return the losses on the labelled images."
-        return {'segmentation': segmentation_loss(step.networks['network'](step.image), step.target)}
+        return {'segmentation': labelled_loss(step, step.networks['network'](step.image))}
 
     def unlabelled_loss(self, step: Step) -> torch.Tensor:
         "Return the loss of the student against the teacher on the unlabelled images."

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..data.augment import weak
-from ..data.batches import Batch, Loader, draw_batch
+from ..data.batches import Batch, Loader, draw_batch, sampling_log_odds
 from ..data.cache import CachedStudy
 from ..data.patches import Draw
 from .config import TrainConfig
@@ -52,6 +52,7 @@ class Trainer:
         self.config, self.fabric, self.done = config, fabric, 0
         self.method = build_method(config.method, **config.method_options)
         self.labelled, self.unlabelled = labelled, unlabelled
+        self.sampling_log_odds = sampling_log_odds(labelled, config.slice_config()) if config.adjust_logits else 0.0
         self.networks = build_networks(config, self.method, runs)
         for module in self.networks.values():
             fabric.to_device(module)
@@ -103,7 +104,7 @@ def see_step(trainer: Trainer, labelled: Batch, unlabelled: Batch | None) -> Ste
         unlabelled = unlabelled.to(device)
         other, _ = weak(unlabelled.image, unlabelled.mask, draw, 'weak unlabelled', first)
     progress = trainer.done / trainer.config.steps
-    return Step(trainer.networks, image, mask, other, draw, progress, first)
+    return Step(trainer.networks, image, mask, other, draw, progress, first, trainer.sampling_log_odds)
 
 # %% ../../nbs/training/16_trainer.ipynb #0ecf6da8
 def trainer_state(trainer: Trainer) -> dict:
