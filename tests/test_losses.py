@@ -12,23 +12,28 @@ def seed():
     torch.manual_seed(0)
 
 
-def bce_dice_in_numpy(logits, target, smooth=1e-5):
-    "Numpy, float64, one image at a time; 255 left out."
+def dice_cost_in_numpy(logits, target, smooth=1e-5):
+    "1 - soft Dice of the kept pixels, numpy, float64."
+    keep = target != 255
+    p, t = 1 / (1 + np.exp(-logits[keep].astype(np.float64))), target[keep].astype(np.float64)
+    return 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
+
+
+def bce_dice_in_numpy(logits, target, per_image):
+    "Half the cross-entropy plus the cost of the whole batch, or the mean cost of the images with a kept pixel."
     kept = target != 255
     z, t = logits[kept].astype(np.float64), target[kept].astype(np.float64)
     p = 1 / (1 + np.exp(-z))
     cross_entropy = -(t * np.log(p) + (1 - t) * np.log(1 - p))
-    dices = []
-    for image_logits, image_target in zip(logits, target, strict=True):
-        keep = image_target != 255
-        if keep.any():
-            q, u = 1 / (1 + np.exp(-image_logits[keep].astype(np.float64))), image_target[keep]
-            dices.append(1 - (2 * (q * u).sum() + smooth) / (q.sum() + u.sum() + smooth))
-    return 0.5 * cross_entropy.mean() + np.mean(dices)
+    costs = [dice_cost_in_numpy(logits, target)]
+    if per_image:
+        costs = [dice_cost_in_numpy(*image) for image in zip(logits, target, strict=True) if (image[1] != 255).any()]
+    return 0.5 * cross_entropy.mean() + np.mean(costs)
 
 
+@pytest.mark.parametrize('per_image', [False, True])
 @pytest.mark.parametrize('seed', range(4))
-def test_bce_dice_equals_numpy(seed):
+def test_bce_dice_equals_numpy(seed, per_image):
     rng = np.random.default_rng(seed)
     logits, target = (
         rng.normal(size=(3, 9, 7)).astype(np.float32),
@@ -36,9 +41,18 @@ def test_bce_dice_equals_numpy(seed):
     )
     if seed == 3:
         target[1] = 255  # one image entirely ignored
-    assert bce_dice(torch.tensor(logits)[:, None], torch.tensor(target)).item() == pytest.approx(
-        bce_dice_in_numpy(logits, target), rel=1e-5
-    )
+    loss = bce_dice(torch.tensor(logits)[:, None], torch.tensor(target), per_image=per_image)
+    assert loss.item() == pytest.approx(bce_dice_in_numpy(logits, target, per_image), rel=1e-5)
+
+
+@pytest.mark.parametrize('per_image', [False, True])
+def test_soft_dice_equals_that_of_monai(per_image):
+    from monai.losses import DiceLoss
+
+    logits, target = torch.randn(3, 1, 9, 7), torch.randint(0, 2, (3, 1, 9, 7)).float()
+    reference = DiceLoss(sigmoid=True, batch=not per_image, smooth_nr=1e-5, smooth_dr=1e-5)(logits, target)
+    ours = bce_dice(logits, target, cross_entropy=0, per_image=per_image)
+    assert ours.item() == pytest.approx(reference.item(), rel=1e-5)
 
 
 def test_uint8_int_float_and_channel_axis_agree():

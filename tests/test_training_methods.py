@@ -16,8 +16,8 @@ from pe_advseg.training.adversarial import FeatureEnhanced, NetworkOutput, verdi
 from pe_advseg.training.checkpoint import load_checkpoint, pack
 from pe_advseg.training.config import TrainConfig
 from pe_advseg.training.initial_networks import build_networks
-from pe_advseg.training.losses import discriminator_hinge, network_hinge, prediction_entropy
-from pe_advseg.training.methods import Step, in_target_style, toy_step
+from pe_advseg.training.losses import discriminator_hinge, masked_bce, network_hinge, prediction_entropy
+from pe_advseg.training.methods import Step, in_target_style, labelled_loss, segmentation_loss, toy_step
 from pe_advseg.training.registry import METHODS, build_method
 from pe_advseg.training.run_folder import read_history
 from pe_advseg.training.teachers import begins_round, paste_into_lumen, two_sided_labels
@@ -404,3 +404,47 @@ def test_the_student_sees_another_view_than_the_teacher():
     step = toy_step()
     view = teachers.student_view(step, step.unlabelled)
     assert view.shape == step.unlabelled.shape and not torch.allclose(view, step.unlabelled, atol=0.02)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_labelled_patches_are_learnt_with_their_own_odds(name):
+    "The patches' log odds are added to the logits of labelled patches; what unlabelled patches say stays as it is."
+    terms = []
+    for log_odds in (0.0, 1.5):
+        step, method = prepared(name)
+        step.sampling_log_odds = log_odds
+        torch.manual_seed(0)
+        terms.append(method.network_terms(step))
+    plain, adjusted = terms
+    assert plain.keys() == adjusted.keys()
+    assert plain['segmentation'] != adjusted['segmentation']
+    for term in ('unlabelled', 'pseudo', 'entropy'):
+        assert plain.get(term) == adjusted.get(term)
+
+
+def test_adjusted_logits_speak_of_whole_scans():
+    "A network that can only learn how frequent clot is learns how frequent it is in scans, not in patches."
+    network = nn.Conv2d(1, 1, 1)
+    nn.init.zeros_(network.weight)
+    network.weight.requires_grad_(False)
+    mask = torch.zeros(4, 20, 20, dtype=torch.uint8)
+    mask[:, :4, :5] = 1  # a twentieth of every patch; a hundredth of the scans
+    step = Step({'network': network}, torch.zeros(4, 1, 20, 20), mask, None, Draw(0, 0), 0.0)
+    step.sampling_log_odds = float(np.log(0.05 / 0.95) - np.log(0.01 / 0.99))
+    optimizer = torch.optim.Adam([network.bias], lr=0.05)
+    for _ in range(600):
+        optimizer.zero_grad()
+        masked_bce(network(step.image) + step.sampling_log_odds, step.target, step.target < 2).backward()
+        optimizer.step()
+    assert network.bias.sigmoid().item() == pytest.approx(0.01, rel=0.02)
+    expected = segmentation_loss(network(step.image) + step.sampling_log_odds, step.target)
+    assert labelled_loss(step, network(step.image)).item() == pytest.approx(expected.item())
+
+
+def test_a_run_adjusts_its_logits_unless_told_not_to(hospitals, tmp_path):
+    plain, adjusted = (
+        train(TrainConfig(adjust_logits=told, steps=3, **SMALL), *hospitals, tmp_path, **QUIET)
+        for told in (False, True)
+    )
+    losses = [read_history(run)['segmentation'].iloc[0] for run in (plain, adjusted)]
+    assert losses[0] != losses[1]

@@ -88,12 +88,13 @@ def bce_dice_as_released(
     target: torch.Tensor,  # (n, h, w) or (n, 1, h, w); 255 is taken for a number, as in the release
     smooth: float = 1e-5,
     cross_entropy: float = 0.5,
+    per_image: bool = True,
 ) -> torch.Tensor:  # scalar, float32
     "Return the released loss with its defect: no pixel is ignored. Source: train.py of zach0306/PE_AvdSemiSeg, 2023."
     target = _like_logits(target, logits, 'target').float()
     everywhere = torch.ones_like(target, dtype=torch.bool)
     pixel_term = cross_entropy * F.binary_cross_entropy_with_logits(logits.float(), target)
-    return pixel_term + _dice_cost(logits, target, everywhere, smooth, per_image=True).mean()
+    return pixel_term + _dice_cost(logits, target, everywhere, smooth, per_image).mean()
 
 # %% ../../nbs/training/00_losses.ipynb #35591940
 def adversarial(

@@ -60,8 +60,8 @@ class ReleasedTargets(FeatureEnhanced):
         return torch.zeros_like(logits) if self.defects.background_pseudo_labels else super().pseudo_target(logits)
 
     def pseudo_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.defects.ignored_as_target:  # with the weight of the other methods: a switch changes one thing
-            return bce_dice_as_released(logits, labels, cross_entropy=CROSS_ENTROPY_WEIGHT)
+        if self.defects.ignored_as_target:  # weight and Dice of the other methods: a switch changes one thing
+            return bce_dice_as_released(logits, labels, cross_entropy=CROSS_ENTROPY_WEIGHT, per_image=False)
         return super().pseudo_loss(logits, labels)
 
 # %% ../../nbs/training/04_released.ipynb #c0812f6c
