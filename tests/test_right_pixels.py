@@ -152,7 +152,7 @@ PADDED = 'padding is no tissue: they leave it to whoever shows the picture'
 
 CASES = [
     Case('plain', lambda dataset: None),
-    # overlays in the pixels
+    # overlays in the pixels: pydicom/deid#201, dcm4che/dcm4che#919, fo-dicom/fo-dicom#2087
     *[Case(f'overlay-bit-{bit}', drawn(bit), TAKEN_OFF.format(bit)) for bit in (12, 13, 15)],
     *[
         Case(f'overlay-group-{group:04X}', drawn(12, group=group), TAKEN_OFF.format(12))
@@ -211,7 +211,7 @@ CASES = [
     Case('signed-12', lambda dataset: as_signed(dataset, 12)),
     Case('unsigned-said-signed', lambda dataset: setattr(dataset, 'PixelRepresentation', 1)),
     Case('sign-stops-at-12', sign_stops, 'in 5 slices'),
-    # padding
+    # padding: SimpleITK/SimpleITK#1014, InsightSoftwareConsortium/ITK#4733
     Case('padding-is-air', padded(0), 'padding set to air in 5 slices'),
     Case(
         'padding-below-air',
@@ -245,7 +245,8 @@ CASES = [
         'padding set to air in 5',
         why_not=PADDED,
     ),
-    # bytes too many, end marks, number of frames
+    # bytes too many (pydicom/pydicom#796 #801, QIICR/dcmqi#341), end marks (pydicom#1799, DCMTK PR 118), number of
+    # frames (pydicom#1844)
     Case('excess-4', longer(4), EXCESS),
     Case('excess-of-another-value', longer(26, b'\7'), EXCESS),
     Case('excess-enhanced', longer(0), EXCESS, whole=lambda slices: longer(4)(one := enhanced(slices)) or one),

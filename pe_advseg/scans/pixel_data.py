@@ -52,7 +52,7 @@ def _pixel_element(element: bytes, syntax: pydicom.uid.UID) -> tuple[int, int] |
     order = '<' if syntax.is_little_endian else '>'
     if len(element) < 12 or struct.unpack(order + '2H', element[:4]) != (0x7FE0, 0x10):
         return None
-    if element[4:6] in (b'OW', b'OB', b'UN'):  # explicit; as a length these two bytes would not fit the file
+    if element[4:6] in (b'OW', b'OB', b'UN'):  # explicit; as a length these two bytes would be odd, which none is
         return 12, struct.unpack(order + 'I', element[8:])[0]
     return 8, struct.unpack(order + 'I', element[4:8])[0]
 
