@@ -130,6 +130,14 @@ def with_bits(bits, signed=0):
     return change
 
 
+def metal_under_an_overlay(dataset):
+    "BitsStored is too small for the metal, and an overlay lies higher still."
+    numbers = numbers_of(dataset).copy()
+    numbers[8:20, 8:60] |= 1 << 15
+    put(dataset, numbers, 12)
+    claim(dataset, 15)
+
+
 def sign_stops(dataset):
     as_signed(dataset)
     put(dataset, numbers_of(dataset).astype(int) & 0xFFF, 12, 1, 0)
@@ -177,6 +185,13 @@ CASES = [
     Case('overlay-tags-removed', drawn(12, claimed=False), HIGH_BITS),
     Case('overlay-tags-removed-bit-14', drawn(14, claimed=False), HIGH_BITS),
     Case('overlay-tags-removed-signed', both(as_signed, drawn(13, claimed=False)), HIGH_BITS),
+    Case(
+        'overlay-and-metal-beyond-12',
+        metal_under_an_overlay,
+        f'{TAKEN_OFF.format(15)} {KEPT}',
+        hu=lambda: with_metal(chest()) + np.int16(200),
+        why_not=METAL_STAYS,
+    ),
     Case(
         'overlay-16-bits-said-to-be-stored',
         drawn(12, stated_bits=16),

@@ -173,13 +173,13 @@ def _picture(
     bits = int(tag_number(dataset, 'BitsStored', 8 * stored.numbers.dtype.itemsize, file))
     values = padding_range(dataset, stored.numbers.dtype, file)
     padding, padding_note = padding_mask(stored.numbers, values, slope, intercept)
-    numbers, bits_note = picture_bits(stored, bits, padding)
+    numbers, notes = picture_bits(stored, bits, padding)
     with_sign = _with_sign(numbers, bits, int(numbers.min()) * slope + intercept)
     if with_sign is not None:
-        numbers, bits_note = with_sign, 'sign carried on from BitsStored'
+        numbers, notes = with_sign, ['sign carried on from BitsStored']
     if numbers is not stored.numbers:
         padding, padding_note = padding_mask(numbers, values, slope, intercept)
-    return numbers, padding, [note for note in (bits_note, padding_note) if note]
+    return numbers, padding, [*notes, padding_note] if padding_note else notes
 
 # %% ../../nbs/scans/09_hounsfield.ipynb #1e4b7e8f
 def read_slice(

@@ -194,6 +194,13 @@ def _both_neighbours(flags: np.ndarray, axis: int) -> np.ndarray:
     return first & second
 
 # %% ../../nbs/scans/08_pixel_data.ipynb #e1f954f5
+def _without_claimed(numbers: np.ndarray, claimed: list[int], bits_stored: int) -> np.ndarray:
+    "Numbers without the bits that overlays claim; signed ones, whose high bits are one sign, cut to BitsStored."
+    if numbers.dtype.kind == 'i':
+        return without_high_bits(numbers, bits_stored)
+    return numbers & ~numbers.dtype.type(sum(1 << bit for bit in set(claimed)))
+
+# %% ../../nbs/scans/08_pixel_data.ipynb #934a2661
 BEYOND_BITS_STORED = 'values beyond BitsStored'
 
 
@@ -201,23 +208,27 @@ def picture_bits(
     stored: StoredNumbers,
     bits_stored: int,
     padding: np.ndarray | None = None,  # bool (rows, columns): pixels that are no picture
-) -> tuple[np.ndarray, str | None]:  # numbers (rows, columns); a note
+) -> tuple[np.ndarray, list[str]]:  # numbers (rows, columns), notes
     """Return the numbers of a slice without bits that are no picture (PS3.3 C.9.2).
 
     Padding is left as it is. An overlay's claim of bits within BitsStored counts only if the picture goes on below.
     pydicom and SimpleITK cut plain and RLE pixels to BitsStored in every case, which turns metal into air where
     BitsStored is too small, and JPEG 2000 in none, which leaves overlays in.
     """
-    numbers = stored.numbers
+    numbers, notes, keep = stored.numbers, [], slice(0) if padding is None else padding
     overlays = [bit for bit in stored.overlay_bits if 8 <= bit < 8 * numbers.dtype.itemsize]
+    claimed = [bit for bit in overlays if bit >= bits_stored]
+    if claimed:
+        numbers = _without_claimed(numbers, claimed, bits_stored)
+        numbers[keep] = stored.numbers[keep]
+        if not np.array_equal(numbers, stored.numbers):
+            notes = [f'overlay in bit {min(claimed)} of the pixels taken off']
     bits = min([bits_stored, *overlays])
     cut = without_high_bits(numbers, bits)
-    if padding is not None and cut is not numbers:
-        cut = np.where(padding, numbers, cut)
+    if cut is not numbers:
+        cut[keep] = numbers[keep]
     if cut is numbers or np.array_equal(cut, numbers):
-        return numbers, None
-    if overlays and bits == bits_stored:
-        return cut, f'overlay in bit {min(overlays)} of the pixels taken off'
+        return numbers, notes
     if _goes_on_below(numbers, cut, padding):
-        return cut, f'bits from {bits} on are no picture: taken off'
-    return numbers, BEYOND_BITS_STORED
+        return cut, [*notes, f'bits from {bits} on are no picture: taken off']
+    return numbers, [*notes, BEYOND_BITS_STORED]
