@@ -19,7 +19,7 @@ from ..data.patches import Draw
 from ..evaluation.metrics import auroc
 from ..models.discriminators import BlankMap
 from ..training.adversarial import DiscriminatorMethod, NetworkOutput, verdict
-from ..training.config import TrainConfig
+from ..training.config import TrainConfig, added_log_odds
 from ..training.registry import build_method
 from ..training.trained_networks import load_discriminator, load_network
 
@@ -89,9 +89,11 @@ def _answers_to_studies(
 ) -> dict[str, np.ndarray]:  # (3, patches) each
     "Return the answers of several discriminators to the same patches."
     found, device = {name: [] for name in discriminators}, next(network.parameters()).device
+    log_odds = added_log_odds(config, studies)  # the discriminator learned from logits of patches
     for study in studies:
         batch = _patches(study, config, method, patches_per_study).to(device)
-        output = NetworkOutput(*network(batch.image, return_features=True), batch.mask[:, None])
+        logits, features = network(batch.image, return_features=True)
+        output = NetworkOutput(logits + log_odds, features, batch.mask[:, None])
         for name, discriminator in discriminators.items():
             found[name].append(_answers(discriminator, method, output))
     return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ..data.augment import weak
-from ..data.batches import Batch, Loader, draw_batch, sampling_log_odds
+from ..data.batches import Batch, Loader, draw_batch
 from ..data.cache import CachedStudy
 from ..data.patches import Draw
-from .config import TrainConfig
+from .config import TrainConfig, added_log_odds
 from .initial_networks import build_networks, build_optimizers
 from .methods import Step
 from .registry import build_method
@@ -52,7 +52,7 @@ class Trainer:
         self.config, self.fabric, self.done = config, fabric, 0
         self.method = build_method(config.method, **config.method_options)
         self.labelled, self.unlabelled = labelled, unlabelled
-        self.sampling_log_odds = sampling_log_odds(labelled, config.slice_config()) if config.adjust_logits else 0.0
+        self.sampling_log_odds = added_log_odds(config, labelled)
         self.networks = build_networks(config, self.method, runs)
         for module in self.networks.values():
             fabric.to_device(module)
