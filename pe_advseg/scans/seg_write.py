@@ -137,6 +137,13 @@ def _segmentation(headers: list, segments: np.ndarray, descriptions: list, serie
         series_description=author.series_description(anything_found),
     )
 
+# %% ../../nbs/scans/31_seg_write.ipynb #a2ab9979
+def _author_of(number: int, author: Authorship, by_hand, by_program: dict) -> Authorship:
+    "Who drew one embolus of the mask."
+    if program := by_program.get(number):
+        return author.by_program(program['program'], program['version'])
+    return author.by_hand() if number in by_hand else author
+
 # %% ../../nbs/scans/31_seg_write.ipynb #50aa17e1
 def write_segmentation(
     path,  # of the DICOM SEG
@@ -151,6 +158,7 @@ def write_segmentation(
     reviewer: str | None = None,  # the human who corrected or drew it
     history: str | None = None,  # from which run or file it began, at most 1024 characters
     by_hand=(),  # numbers of the mask that the reviewer has drawn, without the algorithm
+    by_program=None,  # number -> dict(program, version): another program drew it where the reviewer pointed
 ) -> Path:  # the path
     """Write a mask as DICOM SEG. Raises InputError.
 
@@ -159,7 +167,8 @@ def write_segmentation(
     headers, first = source_headers(volume, folder)
     patient = identity(first, pseudonym)
     author, labels = authorship(algorithm, reviewer, statement, history, version), embolus_labels(found, per_embolus)
-    authors = [author.by_hand() if per_embolus and number in by_hand else author for number in found or [0]]
+    single = (by_hand, by_program or {}) if per_embolus else ((), {})
+    authors = [_author_of(number, author, *single) for number in found or [0]]
     series = pydicom.uid.generate_uid(prefix=None)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # warnings of pydicom quote the header

@@ -98,6 +98,10 @@ class Authorship:
         "Return what is to be said of an embolus that the reviewer has drawn in a mask of an algorithm."
         return replace(self, kind='MANUAL', algorithm='')
 
+    def by_program(self, program: str, version: str) -> 'Authorship':
+        "Return what is to be said of an embolus that another program drew where the reviewer pointed."
+        return replace(self, kind='SEMIAUTOMATIC', algorithm=short_text(program, 24), version=version, history='')
+
     def series_description(self, anything_found: bool) -> str:
         "Describe a series in one line."
         finding = 'pulmonary embolism' if anything_found else NO_FINDING
