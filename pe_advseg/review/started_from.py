@@ -18,13 +18,19 @@ from ..core.paths import file_digest
 from ..core.volume import Volume
 from ..data.corrected_studies import corrected_versions
 from ..evaluation.emboli import number_emboli
+from ..scans.mask_values import embolus_numbers
 from ..scans.nifti import read_nifti
+from ..scans.read_mask import read_mask
 from ..scans.series import pixel_digest
 
 # %% ../../nbs/review/03_started_from.ipynb #7eafe0d3
+def _as_numbered(values: np.ndarray, file: str, numbered: bool = True) -> tuple[np.ndarray, str]:
+    return embolus_numbers(values, file, numbered)
+
+
 def read_mask_file(path, volume: Volume) -> np.ndarray:  # (z, y, x): 0, or the number of the embolus
-    "Read a NIfTI mask on the grid of its scan, its emboli numbered. Raises InputError."
-    numbers = read_nifti(path, volume)
+    "Read a mask of any kind on the grid of its scan, its emboli numbered. Raises MaskError."
+    numbers = read_mask(path, volume, Path(path).name, _as_numbered, corrected=True)[0]
     if numbers.max() > 1:
         return numbers
     return number_emboli(numbers > 0, volume.voxel_ml * 1000, 0)

@@ -189,3 +189,5 @@ def read_seg_mask(
         return _read_seg(path, volume, file, numbered)
     except InputError as error:
         raise MaskError(error.file, error.cause, error.remedy) from None
+    except Exception as error:  # a tag whose value is none of its type
+        raise MaskError(file, f'is damaged ({type(error).__name__})', 'Export it again') from None

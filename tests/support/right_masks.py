@@ -16,6 +16,7 @@ from pe_advseg.data.studies import Study
 from pe_advseg.review.foreign_masks import read_corrected
 from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
+from pe_advseg.review.started_from import read_started_from
 from pe_advseg.scans.rtstruct import write_rtstruct
 
 
@@ -148,12 +149,17 @@ def points_lost(dataset):
     contour.ContourData = list(contour.ContourData)[:-3]
 
 
+def several_numbers(frame):
+    frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber = [1, 2]
+
+
 UNATTRIBUTED = {  # name -> what writes the file, words of its refusal
     'frames without a number': (
         lambda p: changed(seg(p), each_frame(without_number)),
         'without a number; it lists 1, 2, 3',
     ),
     'frames from 0': (lambda p: changed(seg(p), each_frame(one_less)), 'as number 0; it lists 1, 2, 3'),
+    'frames of two numbers': (lambda p: changed(seg(p), each_frame(several_numbers)), 'is damaged'),
     'list and frames from 0': (lambda p: changed(seg(p), from_zero), 'counts its segments from 0'),
     'list not renumbered': (lambda p: changed(seg(p), not_renumbered), 'as number 3; it lists 4, 5, 6'),
     'item of the list lost': (lambda p: changed(seg(p), first_item_lost), 'as number 1; it lists 2, 3'),
@@ -212,6 +218,7 @@ DOORS = {
     'training and scoring': lambda place, path: read_study(_study(place, path))[1],
     'scores per embolus': lambda place, path: read_embolus_ids(_study(place, path))[1],
     'cache': through_cache,
+    'label to review': lambda place, path: read_started_from(path, place.volume, place.root / 'store')[0],
     'correction': lambda place, path: read_corrected(path, place.scan, place.volume, path.name)[0],
     'import of a file': through_import,
     'import of files': through_folder,
