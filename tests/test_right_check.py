@@ -23,7 +23,7 @@ from pe_advseg.data.folder_content import folder_content
 from pe_advseg.data.integrity import check_folder
 from pe_advseg.data.read_study import mask_doubts
 from pe_advseg.data.scan_candidates import kind_of_file
-from pe_advseg.data.scan_folders import find_scans, passed_over
+from pe_advseg.data.scan_folders import find_scans, list_passed_over
 from pe_advseg.data.study_report import NOTED, REFUSED, USABLE
 from pe_advseg.phantom.hospitals import HOSPITALS
 from pe_advseg.phantom.phantom import make_study
@@ -201,7 +201,7 @@ def test_segmentations_and_contours_of_an_archive_are_no_scans(tmp_path, chest):
     archive = unpacked_archive(tmp_path / 'archive', chest)
     scans, refused = find_scans(archive)
     assert scans == [archive / 'series-1'] and not refused
-    kinds = [kind for _, kind in passed_over(archive, scans)]
+    kinds = [kind for _, kind in list_passed_over(archive, scans)]
     assert sorted(kinds) == ['Basic Text SR', 'MR Image', 'MR Image', 'RT Structure Set', 'Segmentation']
     left = []
     (report,) = quick(archive, passed_over=left)

@@ -24,7 +24,7 @@ from .options import Options
 from ..core.errors import InputError
 from ..core.processes import each_in_processes
 from ..core.zip_files import unzipped
-from ..data.scan_folders import find_scans
+from ..data.scan_folders import find_scans, list_passed_over
 
 # %% ../../nbs/annotation/14_batch.ipynb #c41513cc
 _LOADED = {}  # the annotator of this process
@@ -86,11 +86,14 @@ def annotate_all(
     workers: int | None = None,  # None: one per GPU, or one; for a single scan none; 0: this process
     progress: bool = True,
     names: bool = False,  # write the folder names of the scans into the table: they may be patients'
+    passed_over: list | None = None,  # takes what is no scan, with its kind
 ) -> list[Result]:  # in the order of the scans
     "Annotate every scan, go on past bad ones, skip what is there; write `index.html` and `annotations.csv` over all."
     options, out = options or Options(), Path(out)
     with unzipped(Path(place).expanduser()) as place:
         scans, refused = find_scans(place, out)
+        if passed_over is not None:
+            passed_over.extend(list_passed_over(place, scans, out))
         if workers is None:
             workers = 0 if len(scans) == 1 else torch.cuda.device_count() or 1
         pseudonym = pseudonym_per_study(options, scans != [place])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['annotate_command', 'ScanArgument', 'OutOption', 'PseudonymOption', 'WindowOption', 'WeightsOption', 'WorkersOption',
            'FlipsOption', 'NamesOption', 'ThresholdOption', 'SmallestOption', 'RtstructOption', 'CopyOption',
-           'OverlapOption', 'PrecisionOption', 'BatchOption', 'DateOption', 'DescriptionOption', 'ModalityOption',
-           'SendOption', 'NO_SCAN', 'annotate']
+           'AnyScanOption', 'OverlapOption', 'PrecisionOption', 'BatchOption', 'DateOption', 'DescriptionOption',
+           'ModalityOption', 'SendOption', 'NO_SCAN', 'annotate']
 
 # %% ../../nbs/cli/01_annotate.ipynb #223f2f02
 from pathlib import Path
@@ -63,6 +63,7 @@ RtstructOption = Annotated[bool, typer.Option(help='Write a DICOM RTSTRUCT, too.
 CopyOption = Annotated[
     bool, typer.Option(help='Write the slices, too, with the identifiers that the SEG states: for scans without.')
 ]
+AnyScanOption = Annotated[bool, typer.Option(help='Annotate what shows no lungs or no contrast medium, too.')]
 OverlapOption = Annotated[float, typer.Option(help='Share of a window that its neighbour sees, too.')]
 PrecisionOption = Annotated[str, typer.Option(help='**32**, or **bf16** (mixed).')]
 BatchOption = Annotated[int, typer.Option(help='Slices at a time: more memory, not another result.')]
@@ -95,6 +96,7 @@ def annotate(
     series: SeriesOption = None,
     assume_hu: AssumeOption = False,
     resample: ResampleOption = False,
+    any_scan: AnyScanOption = False,
     names: NamesOption = False,
     source: FromOption = None,
     study: StudyOption = None,
@@ -126,20 +128,29 @@ def _options(reading: dict, given: dict):
 
     how = [given[name] for name in ('batch', 'flips', 'window', 'overlap', 'precision')]
     inference = Inference(*how, given['weights'] or Inference.weights)
-    kept = {name: given[name] for name in ('threshold', 'smallest_mm3', 'rtstruct', 'pseudonym', 'dicom_copy')}
+    kept = {
+        name: given[name] for name in ('threshold', 'smallest_mm3', 'rtstruct', 'pseudonym', 'dicom_copy', 'any_scan')
+    }
     return Options(inference=inference, reading=reading_options(reading), **kept)
 
 
 def _annotate_place(scan, out, names, run, workers, **given) -> list:
     "Annotate a scan or a folder of scans."
     from pe_advseg.annotation.batch import annotate_all
+    from pe_advseg.data.public_notes import printable_text
+    from pe_advseg.data.scan_candidates import kinds_in_words
 
     of_archives = [name for name in ('study', 'date', 'description', 'modality', 'send', 'login') if given[name]]
     if of_archives or scan is None:
         unused = of_archives and f'--{of_archives[0]} is of use only with --from, the address of an archive'
         raise ValueError(unused or NO_SCAN)
     reading = {name: given[name] for name in ('series', 'assume_hu', 'resample')}
-    return annotate_all(scan, out, run or (), _options(reading, given), workers, names=names)
+    passed_over = []
+    options = _options(reading, given)
+    results = annotate_all(scan, out, run or (), options, workers, names=names, passed_over=passed_over)
+    for line in kinds_in_words(passed_over, names):
+        typer.echo(f'passed over: {printable_text(line)}')
+    return results
 
 
 NO_SCAN = 'give a scan or a folder of scans, or the address of an archive with --from'
@@ -171,10 +182,13 @@ def _report(results: list, out: Path, names: bool) -> bool:
             typer.echo(in_shell(f'{name}: {result.file}: {result.cause}. {result.remedy}.'), err=True)
             continue
         summary = read_summary(result.target)
+        for doubt in summary.get('implausible') or []:
+            typer.echo(f'{name}: {doubt}')
         before = '' if result.made else ' (was there)'
         typer.echo(f'{name}: {result.target.name}: {summary["result"]}{before}')
         for warning in summary['trust'].get('warnings', []):
-            typer.echo(in_shell(f'   {warning}'))
+            if warning not in (summary.get('implausible') or []):
+                typer.echo(in_shell(f'   {warning}'))
         if result.sent:
             typer.echo(f'   {result.sent}')
         if result.unsent:

@@ -26,6 +26,7 @@ SHELL_OPTIONS = {
     'assume_hu=True': '--assume-hu',
     'with trust_header': 'with --trust-header',
     'dicom_copy=True': '--dicom-copy',
+    'any_scan=True': '--any-scan',
 }
 
 

@@ -13,7 +13,7 @@ from ..core.errors import InputError
 from .layouts import find_studies
 from .patient_folders import file_pairs, patient_study
 from .scan_candidates import PassedOver, is_volume_name, kinds_in_words
-from .scan_folders import passed_over, scans_by_layout, scans_by_walking
+from .scan_folders import list_passed_over, scans_by_layout, scans_by_walking
 from .studies import Study, sop_class
 
 # %% ../../nbs/data/30_folder_content.ipynb #4e1ec6be
@@ -116,7 +116,7 @@ def folder_content(
     beside, closed = _scans_beside(place, studies, gaps) if place not in _used(studies) else ([], {})
     used = _used([*studies, *beside])
     gaps = _gaps(place, used | {place / name for name in closed}) | closed | gaps
-    rest = passed_over(place, [*used, *(place / name for name in gaps)])
+    rest = list_passed_over(place, [*used, *(place / name for name in gaps)])
     if not studies and not beside and not closed and not refused:
         kinds = ''.join(f'; passed over: {line}' for line in kinds_in_words(rest)[:6])
         raise InputError(nothing.file, nothing.cause + kinds, nothing.remedy)
