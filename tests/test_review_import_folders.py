@@ -75,7 +75,7 @@ def test_which_scan_a_file_belongs_to(ward):
     [result] = import_corrections(root / 'inbox', root / 'scans', root / 'store/x', 'AB')
     assert (
         'belongs to none of the 2 scans' in result.error
-        and 'the name somebody' in result.error
+        and 'its name or that of a folder' in result.error
         and not (root / 'store/x').exists()
     )
 

@@ -54,7 +54,7 @@ def _annotate(task: Task, wanted: ArchivedSeries) -> tuple[Path, bool]:  # the s
         return target, False
     with fetched_series(task.archive, wanted, task.place, task.progress) as scan:
         target, made = annotate_if_new(scan, task.out, task.annotator, task.options, task.pseudonym)
-    task.record.note_annotated(wanted.series, target.name, wanted.count)
+    task.record.note_annotated(wanted.study, wanted.series, target.name, wanted.count)
     return target, made
 
 # %% ../../nbs/annotation/21_annotate_archive.ipynb #f9af0775

@@ -30,12 +30,12 @@ class Record:
     "What was taken from archives and sent to them; written anew at every change."
 
     path: Path
-    annotated: dict[str, dict] = field(default_factory=dict)  # SeriesInstanceUID -> study's folder, number of slices
+    annotated: dict[str, dict] = field(default_factory=dict)  # SeriesInstanceUID -> study, folder, number of slices
     sent: list[dict] = field(default_factory=list)  # archive, SOPInstanceUID, file, time
 
-    def note_annotated(self, series: str, folder: str, slices: int | None) -> None:
+    def note_annotated(self, study: str, series: str, folder: str, slices: int | None) -> None:
         "Note of which series an annotation was made."
-        self.annotated[series] = dict(folder=folder, slices=slices)
+        self.annotated[series] = dict(study=study, folder=folder, slices=slices)
         self._write()
 
     def was_sent(self, archive: str, uid: str) -> bool:

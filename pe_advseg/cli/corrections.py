@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['correction_commands', 'SourceArgument', 'ScansOption', 'AnnotationsOption', 'PseudonymOption', 'NumberedOption',
-           'TrustHeaderOption', 'queue', 'import_corrections']
+           'TrustHeaderOption', 'DryRunOption', 'ReviewerOption', 'ConfirmOption', 'ShowNamesOption', 'queue',
+           'import_corrections']
 
 # %% ../../nbs/cli/02_corrections.ipynb #bfaa0a00
 from pathlib import Path
@@ -12,7 +13,17 @@ from typing import Annotated
 
 import typer
 
-from .options import AssumeOption, ResampleOption, SeriesOption, StoreOption, given, in_shell
+from pe_advseg.cli.options import (
+    AssumeOption,
+    FromOption,
+    LoginOption,
+    ResampleOption,
+    SeriesOption,
+    StoreOption,
+    StudyOption,
+    given,
+    in_shell,
+)
 
 # %% ../../nbs/cli/02_corrections.ipynb #0ef5c8a4
 correction_commands = typer.Typer()
@@ -71,9 +82,10 @@ def _open_store(folder: Path | None):
 
 # %% ../../nbs/cli/02_corrections.ipynb #05dbb5d3
 SourceArgument = Annotated[
-    Path,
+    Path | None,
     typer.Argument(
-        help="A corrected mask (DICOM SEG, NIfTI, NRRD, .seg.nrrd), or a folder of them; MONAI Label's folder, too."
+        help='A corrected mask (DICOM SEG or RTSTRUCT, NIfTI, NRRD, .seg.nrrd), or a folder or zip of them; '
+        "MONAI Label's folder, too. None with --from."
     ),
 ]
 ScansOption = Annotated[
@@ -103,11 +115,21 @@ TrustHeaderOption = Annotated[
     ),
 ]
 
+# %% ../../nbs/cli/02_corrections.ipynb #dfac8e1e
+DryRunOption = Annotated[bool, typer.Option(help='Check and compare, write nothing.')]
+ReviewerOption = Annotated[str, typer.Option(help='Who corrected: this stands in the history.')]
+ConfirmOption = Annotated[
+    bool,
+    typer.Option(help='The reviewer confirms what the annotation wrote and nobody changed, instead of skipping it.'),
+]
+ShowNamesOption = Annotated[bool, typer.Option(help='Show what the files are called.')]
+
 # %% ../../nbs/cli/02_corrections.ipynb #93b770c4
 @correction_commands.command('import-corrections')
 def import_corrections(
-    source: SourceArgument,
-    reviewer: Annotated[str, typer.Option(help='Who corrected: this stands in the history.')],
+    context: typer.Context,
+    reviewer: ReviewerOption,
+    source: SourceArgument = None,
     scans: ScansOption = None,
     store: StoreOption = Path('corrections'),
     annotations: AnnotationsOption = None,
@@ -117,19 +139,44 @@ def import_corrections(
     series: SeriesOption = None,
     assume_hu: AssumeOption = False,
     resample: ResampleOption = False,
-    dry_run: Annotated[bool, typer.Option(help='Check and compare, write nothing.')] = False,
+    confirm: ConfirmOption = False,
+    dry_run: DryRunOption = False,
+    names: ShowNamesOption = False,
+    archive: FromOption = None,
+    study: StudyOption = None,
+    login: LoginOption = None,
 ):
-    """Take **corrections** made elsewhere (3D Slicer, OHIF, ITK-SNAP, MONAI Label) back in.
+    """Take **corrections** made elsewhere (3D Slicer, OHIF, ITK-SNAP, MONAI Label, an archive) back in.
 
     Nothing is overwritten. The exit code is 1 if a correction was refused."""
+    results = _import(**context.params)
+    for imported in results:
+        typer.echo(in_shell(imported.table().to_string(index=False, max_colwidth=None) if names else str(imported)))
+    if archive and not results:
+        typer.echo('nothing new in the archive')
+    if any(imported.refused for imported in results) or not (archive or results[0]):
+        raise typer.Exit(1)
+
+# %% ../../nbs/cli/02_corrections.ipynb #2a760a5c
+def _import(source, reviewer, scans, store, annotations, archive, study, login, names, **given) -> list:
+    "Import from files or from an archive: tables of results."
     from pe_advseg.review.import_corrections import import_corrections as take
     from pe_advseg.scans.volume_files import reading_options
 
-    reading = reading_options(dict(series=series, assume_hu=assume_hu, resample=resample))
+    if (source is None) == (archive is None):
+        raise ValueError('give the corrected masks, or the address of an archive with --from')
     if annotations is None and Path('annotations').is_dir():
         annotations = Path('annotations')
-    options = dict(numbered=numbered, trust_header=trust_header, pseudonym=pseudonym)
-    results = take(source, scans, store, reviewer, dry_run, annotations, reading, **options)
-    typer.echo(in_shell(str(results)))
-    if results.refused or not results:
-        raise typer.Exit(1)
+    series = None if archive else given['series']  # of an archive it was chosen before
+    reading = reading_options(dict(series=series, assume_hu=given['assume_hu'], resample=given['resample']))
+    kept = ('numbered', 'trust_header', 'pseudonym', 'confirm', 'dry_run')
+    options = dict(reading=reading, annotations=annotations) | {name: given[name] for name in kept}
+    if archive is None:
+        return [take(source, scans, store, reviewer, **options)]
+    from pe_advseg.review.archived_corrections import import_archived
+
+    from pe_advseg.annotation.archive import read_login
+    from pe_advseg.annotation.archive_client import Archive
+
+    asked = dict(study=study, series=given['series'], scans=scans)
+    return import_archived(Archive(archive, read_login(login)), store, reviewer, **asked, **options)

@@ -35,7 +35,7 @@ class ImportResult:
 
     file: str  # relative to what was given
     study: str | None = None  # 'study-1a2b3c4d'
-    status: str = 'refused'  # 'saved', 'would be saved' (dry run), 'already there' or 'refused'
+    status: str = 'refused'  # 'saved', 'confirmed', 'would be saved' (dry run), 'already there', 'skipped' or 'refused'
     version: Path | None = None  # folder of the version in the store
     kind: str | None = None  # of file
     emboli: int = 0
@@ -124,9 +124,10 @@ def _result(file: str, study: str, examined: Examined) -> ImportResult:
     )
 
 
-def _origin(examined: Examined, digest: str) -> dict:
+def _origin(examined: Examined, digest: str, confirmed: bool) -> dict:
     "What correction.json says of the file."
-    return dict(kind=examined.kind, sha256=digest, orientation=examined.orientation, notes=examined.notes)
+    origin = dict(kind=examined.kind, sha256=digest, orientation=examined.orientation, notes=examined.notes)
+    return origin | (dict(confirmed=True) if confirmed else {})
 
 # %% ../../nbs/review/23_import_correction.ipynb #3fd84eff
 def import_correction(
@@ -143,6 +144,7 @@ def import_correction(
     file: str | None = None,  # how to name it in errors
     reading: dict | None = None,  # options of `read_volume`; default: those of the annotation
     volume: Volume | None = None,  # the scan, if it is read already
+    confirmed: bool = False,  # it is the annotation itself, and a human says that nothing has to be changed
 ) -> ImportResult:
     "Take a correction from another program as the study's next version. Raises InputError and MaskError."
     path, file = Path(source), file or Path(source).name
@@ -159,7 +161,7 @@ def import_correction(
         return replace(result, status='already there', version=earlier)
     if dry_run:
         return result
-    said = dict(note=note, origin=_origin(examined, digest), reading=reading)
+    said = dict(note=note, origin=_origin(examined, digest, confirmed), reading=reading)
     said['pseudonym'] = pseudonym and pseudonym.replace(STUDY_DIGITS, study.removeprefix('study-'))
     version = save_correction(store, scan, volume, examined.numbers, reviewer, 'import', annotation, **said)
-    return replace(result, status='saved', version=version)
+    return replace(result, status='confirmed' if confirmed else 'saved', version=version)

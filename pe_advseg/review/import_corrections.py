@@ -13,9 +13,11 @@ import pandas as pd
 
 from ..annotation.annotation import STUDY_DIGITS
 from ..core.errors import InputError
+from ..core.zip_files import unzipped
 from ..data.studies import Study
-from .correction_files import find_corrections, studies_of
-from .find_scan import Scans, find_scan
+from ..data.without_names import without_names
+from .correction_files import passed_over, sort_files, studies_of
+from .find_scan import Scans, find_scan, own_files
 from .import_correction import ImportResult, import_correction
 from .store import open_store
 from ..scans.series import study_name
@@ -27,24 +29,47 @@ NOTHING_FOUND = (
 )
 
 
-class Imports(list):
-    "Results of `import_corrections`, one per file."
+def _as_table(rows: list[list[str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=['file', 'study', 'status', 'emboli', 'what'])
 
-    def table(self) -> pd.DataFrame:
-        "Return a row per file: file, study, status, emboli, and what is to be said."
+
+def _nameless(text: str, place: Path | None) -> str:
+    "A text with numbers in place of the names of files."
+    if place is None:
+        return text
+    return without_names(text, place) if place.is_dir() else text.replace(place.name, 'the file')
+
+# %% ../../nbs/review/25_import_corrections.ipynb #02856701
+class Imports(list):
+    "Results of `import_corrections`, one per file; in print, files have numbers instead of names."
+
+    def __init__(self, results=(), place: Path | None = None, passed=()):  # place: of the files; passed: lines
+        super().__init__(results)
+        self.passed = list(passed)
+        rows = [[_nameless(text, place) for text in row] for row in self._rows()]  # now: a zip will be gone
+        lines = [_nameless(line, place) for line in passed]
+        self._text = '\n'.join([_as_table(rows).to_string(index=False, max_colwidth=None), *lines])
+        if not self:
+            self._text = '\n'.join([NOTHING_FOUND, *lines])
+
+    def _rows(self) -> list[list[str]]:
         rows = []
         for result in self:
-            what = result.error or '; '.join([result.difference, result.orientation, *result.notes])
-            emboli = '' if result.error else result.emboli
-            rows.append([result.file, result.study or '', result.status, emboli, what])
-        return pd.DataFrame(rows, columns=['file', 'study', 'status', 'emboli', 'what'])
+            said = [result.error] if result.error else [result.difference, result.orientation, *result.notes]
+            emboli = '' if result.difference is None else str(result.emboli)
+            rows.append([result.file, result.study or '', result.status, emboli, '; '.join(filter(None, said))])
+        return rows
+
+    def table(self) -> pd.DataFrame:
+        "Return a row per file: file, study, status, emboli, and what is to be said, with the names of files."
+        return _as_table(self._rows())
 
     @property
     def refused(self) -> list[ImportResult]:
         return [result for result in self if result.error]
 
     def __str__(self) -> str:
-        return self.table().to_string(index=False, max_colwidth=None) if self else NOTHING_FOUND
+        return self._text
 
 # %% ../../nbs/review/25_import_corrections.ipynb #5021d01b
 def _annotation_of(annotations, study: str) -> Path | None:
@@ -76,10 +101,9 @@ def _attempt(file: str, function, *arguments) -> ImportResult:
 
 # %% ../../nbs/review/25_import_corrections.ipynb #78bbae29
 def _match_files(
-    source: Path, studies: list[Study], is_one_scan: bool
+    folder: Path, files: list[str], source: Path, studies: list[Study], is_one_scan: bool
 ) -> tuple[dict[Study, list[str]], list[ImportResult]]:  # files of each study; refused files
     "Find the scan of every file. A scan itself is no mask."
-    folder, files = (source, find_corrections(source)) if source.is_dir() else (source.parent, [source.name])
     scans, own = Scans(studies), {Path(study.scan).resolve() for study in studies}
     matched, refused = {}, []
     for file in files:
@@ -99,34 +123,59 @@ def _refuse_several(file: str, files: list[str]) -> ImportResult:
     error = InputError(file, cause, 'Keep the one that is meant, or import them one after the other')
     return ImportResult(file, error=str(error))
 
+
+def _choose(files: list[str], own: set[str], confirm: bool) -> tuple[list[str], list[ImportResult]]:
+    "The files of one scan that are to be imported, and the results of the others."
+    foreign = [file for file in files if file not in own]
+    if len(foreign) > 1:
+        return [], [_refuse_several(file, foreign) for file in foreign]
+    confirmed = sorted(own & set(files), key=lambda file: not file.endswith('.dcm'))[:1] if confirm else []
+    chosen = foreign or confirmed
+    note = 'written by this program and unchanged'
+    return chosen, [ImportResult(file, status='skipped', notes=(note,)) for file in files if file not in chosen]
+
+# %% ../../nbs/review/25_import_corrections.ipynb #e19e1eaf
+def _list_files(place: Path) -> tuple[Path, list[str], list[str]]:  # folder; files in it; what was passed over
+    "The files that may be corrections."
+    if not place.is_dir():
+        return place.parent, [place.name], []
+    files, passed = sort_files(place)
+    return place, files, passed_over(passed)
+
+
+def _options_of_all(options: dict, studies: list[Study]) -> dict:
+    "The options of `import_correction`, with a pseudonym that ends with the digits of each of several studies."
+    pseudonym = options.get('pseudonym')
+    return options | dict(pseudonym=f'{pseudonym}-{STUDY_DIGITS}') if pseudonym and len(studies) > 1 else options
+
 # %% ../../nbs/review/25_import_corrections.ipynb #d57f1779
 def import_corrections(
-    source,  # a file, or a folder with files at any depth (MONAI Label's too)
+    source,  # a file, a folder with files at any depth (MONAI Label's too), or a zip
     scans,  # one scan (folder or file), a folder of scans in any layout, or Studies; None: the images of MONAI Label
     store,
     reviewer: str,
     dry_run: bool = False,
     annotations=None,  # folder of the annotations that they started from, as `annotate` wrote it
     reading: dict | None = None,  # options of `read_volume`, for all scans; default: those of a Study, or none
+    confirm: bool = False,  # what this program wrote itself, and nobody changed, is confirmed by the reviewer
     **options,  # of `import_correction`
 ) -> Imports:  # a result per file; a refused one does not stop the others
     "Take corrections from other programs into the store. Raises InputError where nothing can be begun."
-    source = Path(source)
     open_store(store, make=True, dry_run=True)
-    if not source.exists():
-        raise InputError(source.name, 'does not exist', 'Check the path')
-    studies, is_one_scan = studies_of(scans, source)
-    options['dry_run'] = dry_run
-    if options.get('pseudonym') and len(studies) > 1:
-        options['pseudonym'] += f'-{STUDY_DIGITS}'  # one for each study
-    if reading:
-        studies = [replace(study, reading=tuple(sorted(reading.items()))) for study in studies]
-    folder = source if source.is_dir() else source.parent
-    matched, results = _match_files(source, studies, is_one_scan)
-    for study, files in matched.items():
-        if len(files) > 1:
-            results += [_refuse_several(file, files) for file in files]
-            continue
-        [file] = files
-        results.append(_attempt(file, _import_one, folder / file, file, study, store, reviewer, annotations, options))
-    return Imports(sorted(results, key=lambda result: result.file))
+    if not Path(source).exists():
+        raise InputError('the corrections', 'do not exist', 'Check the path')
+    with unzipped(source) as place:
+        studies, is_one_scan = studies_of(scans, place)
+        options = _options_of_all(options | dict(dry_run=dry_run), studies)
+        if reading:
+            studies = [replace(study, reading=tuple(sorted(reading.items()))) for study in studies]
+        folder, files, passed = _list_files(place)
+        unchanged = own_files(annotations, store).among(folder, files)
+        matched, results = _match_files(folder, files, place, studies, is_one_scan)
+        for study, of_study in matched.items():
+            chosen, others = _choose(of_study, unchanged, confirm)
+            results += others
+            for file in chosen:
+                known = study, store, reviewer, annotations, options | dict(confirmed=file in unchanged)
+                results.append(_attempt(file, _import_one, folder / file, file, *known))
+        return Imports(sorted(results, key=lambda result: result.file), place, passed)
