@@ -128,6 +128,17 @@ def test_passes_that_each_count_from_one_are_refused(tmp_path):
     assert 'InstanceNumber does not follow position' in notes_of(save(slices, tmp_path / 'one'), volume)
 
 
+def test_two_phases_that_no_tag_tells_apart_are_noted_by_their_brightness(tmp_path):
+    slices, volume = good_slices(tmp_path, shape=(16, 20, 24))
+    passes = with_passes(slices)
+    for dataset in passes[1]:
+        values = np.frombuffer(dataset.PixelData, '<u2').astype(int)
+        dataset.PixelData = np.where(values > 1150, (values + 1150) // 2, values).astype('<u2').tobytes()
+    assert 'every second slice is brighter' in ' '.join(read_series(save(interleaved(passes), tmp_path / 's')).notes)
+    whole, volume = good_slices(tmp_path / 'whole', shape=(32, 20, 24))
+    assert notes_of(save(whole, tmp_path / 'one'), volume) == ''
+
+
 @pytest.mark.parametrize('offset', [0, 0.2])  # mm: the slices of the second pass in the middle, or nearer to one side
 def test_a_second_pass_over_half_of_the_scan_is_not_resampled_into_it(tmp_path, offset):
     slices, _ = good_slices(tmp_path)

@@ -173,10 +173,9 @@ def _import(source, reviewer, scans, store, annotations, archive, study, login, 
     options = dict(reading=reading, annotations=annotations) | {name: given[name] for name in kept}
     if archive is None:
         return [take(source, scans, store, reviewer, **options)]
-    from pe_advseg.review.archived_corrections import import_archived
-
     from pe_advseg.annotation.archive import read_login
     from pe_advseg.annotation.archive_client import Archive
+    from pe_advseg.review.archived_corrections import import_archived
 
     asked = dict(study=study, series=given['series'], scans=scans)
     return import_archived(Archive(archive, read_login(login)), store, reviewer, **asked, **options)

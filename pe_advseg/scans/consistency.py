@@ -167,7 +167,7 @@ def _counts_twice(numbers: np.ndarray) -> bool:
     "Whether slices are numbered 1, 1, 2, 2, ...: each of two passes counts anew."
     first, second = numbers[::2], numbers[1::2]
     strictly = len(set(first)) == len(first) >= MIN_PASS and _runs_one_way(first)
-    return bool(strictly and len(first) == len(second) and (first == second).all())
+    return bool(strictly and (first[: len(second)] == second).all())
 
 
 def acquisition_notes(

@@ -161,9 +161,9 @@ def _add_frame_tags(single: pydicom.Dataset, dataset: pydicom.Dataset, frame_ind
     "Copy to the dataset of one frame what its functional groups, those of all frames and the file say beyond place."
     groups = []
     for keyword, index in (('PerFrameFunctionalGroupsSequence', frame_index), ('SharedFunctionalGroupsSequence', 0)):
-        groups += [
-            element.value[0] for element in dataset[keyword].value[index] if element.VR == 'SQ' and element.value
-        ]
+        items = dataset.get(keyword) or []
+        elements = items[index] if index < len(items) else ()
+        groups += [element.value[0] for element in elements if element.VR == 'SQ' and element.value]
     names = FRAME_NAMES if 'FrameType' in single else FRAME_NAMES | {'ImageType': 'ImageType'}
     for source in (*groups, dataset):
         for own, name in names.items():
@@ -179,6 +179,5 @@ def headers_of(file: str, dataset: pydicom.Dataset, folder: Path) -> list[SliceH
         return headers
     first = _number(dataset, 'ConcatenationFrameOffsetNumber')
     for header in headers:
-        if 'SharedFunctionalGroupsSequence' in dataset:
-            _add_frame_tags(header.dataset, dataset, header.frame_index)
+        _add_frame_tags(header.dataset, dataset, header.frame_index)
     return [dataclasses.replace(header, instance_number=first + header.instance_number) for header in headers]
