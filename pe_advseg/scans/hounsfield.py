@@ -14,7 +14,7 @@ from scipy import ndimage
 from ..core.errors import InputError
 from .codestream import MAYBE_LOSSY
 from .header import transfer_syntax
-from .pixel_data import StoredNumbers, picture_bits, stored_numbers, without_high_bits
+from .pixel_data import StoredNumbers, picture_bits, slice_numbers, without_high_bits
 from .slice_header import SliceHeader
 from .tags import tag_number, tag_numbers, tag_text
 
@@ -190,7 +190,7 @@ def read_slice(
     "Read the slice of a checked header in HU; the notes say what was repaired or is uncertain. Raises InputError."
     dataset, file = header.dataset, header.file
     slope, intercept = rescale_values(dataset, file, assume_hu)
-    stored = stored_numbers(header)
+    stored = slice_numbers(header)
     numbers, padding, notes = _picture(dataset, stored, slope, intercept, file)
     if padding is not None:
         numbers = np.where(padding, numbers.flat[padding.argmin()], numbers)  # for now a value of the picture itself
