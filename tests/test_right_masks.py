@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 
 import highdicom
@@ -21,7 +22,7 @@ from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.core.volume import Volume, slice_name
 from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
-from pe_advseg.review.correction_files import find_corrections, passed_over, sort_files
+from pe_advseg.review.correction_files import describe_passed_over, find_corrections, sort_files
 from pe_advseg.review.foreign_masks import read_corrected
 from pe_advseg.review.references import check_references
 from pe_advseg.review.save_correction import save_correction
@@ -41,9 +42,19 @@ VIEWERS = Path(__file__).resolve().parents[2] / 'shared' / 'cases' / 'viewers'
 every_door = pytest.mark.parametrize('door', DOORS)
 
 
+three_doors = pytest.mark.parametrize('door', ['training and scoring', 'correction', 'import of files'])
+
+
+@pytest.fixture(scope='module')
+def scan_on_disk(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('scan') / 'scan'
+    return folder, *on_disk(folder, 1)
+
+
 @pytest.fixture
-def place(tmp_path):
-    volume, numbers = on_disk(tmp_path / 'scan', 1)
+def place(tmp_path, scan_on_disk):
+    folder, volume, numbers = scan_on_disk
+    shutil.copytree(folder, tmp_path / 'scan')
     return Place(tmp_path, tmp_path / 'scan', volume, numbers)
 
 
@@ -67,6 +78,7 @@ GOOD = {
     'NIfTI': nifti,
     'NIfTI with a table': lambda place: nifti(place, names=dict(enumerate(LABELS, 1))),
     'seg.nrrd': lambda place: slicer(place, dict(enumerate(LABELS, 1))),
+    'seg.nrrd without a list of segments': lambda place: slicer(place, {}),
     'RTSTRUCT': rtstruct,
 }
 
@@ -210,7 +222,7 @@ def test_grids_are_compared_in_mm_at_the_corners_of_the_scan():
 # ---- what a file is, its content says
 
 
-@every_door
+@three_doors
 @pytest.mark.parametrize('name', ['mask.nii.gz', 'mask.nii', 'mask.nrrd', 'mask.mha', 'mask.dcm'])
 def test_the_name_of_a_mask_means_nothing(place, door, name):
     plain = nifti(place, name='a.nii').read_bytes()
@@ -241,7 +253,7 @@ OTHER_KINDS = {
 }
 
 
-@every_door
+@three_doors
 @pytest.mark.parametrize('name', [*OTHER_KINDS, 'picture.png', 'slice.dcm'])
 def test_a_file_of_another_kind_is_named_with_the_way_out(place, door, name):
     path = place.root / name
@@ -271,7 +283,7 @@ def test_what_is_passed_over_in_a_folder_is_listed_once_with_its_kind(place):
     called_masks = {'SECRET/mask.nii.gz', 'SECRET/empty.nii', 'SECRET/text.nrrd'}  # refused by name when they are read
     assert set(found) == {'SECRET/seg.dcm', 'SECRET/struct.dcm'} | called_masks
     assert set(find_corrections(place.root / 'inbox')) == set(found)
-    lines = passed_over(passed)
+    lines = describe_passed_over(passed)
     assert len(lines) == len(passed) == 6 and 'SECRET' not in ' '.join(lines)
     assert any('modality CT' in line and f'and {len(place.volume.hu) - 3} more' in line for line in lines), lines
     assert sum(map(len, passed.values())) + len(found) == sum(path.is_file() for path in inbox.iterdir())

@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from ..core.zip_files import unzipped
 from ..data.studies import Study
 from ..data.without_names import without_names
-from .correction_files import passed_over, sort_files, studies_of
+from .correction_files import describe_passed_over, sort_files, studies_of
 from .find_scan import Scans, find_scan, own_files
 from .import_correction import ImportResult, import_correction
 from .store import open_store
@@ -140,7 +140,7 @@ def _list_files(place: Path) -> tuple[Path, list[str], list[str]]:  # folder; fi
     if not place.is_dir():
         return place.parent, [place.name], []
     files, passed = sort_files(place)
-    return place, files, passed_over(passed)
+    return place, files, describe_passed_over(passed)
 
 
 def _options_of_all(options: dict, studies: list[Study]) -> dict:

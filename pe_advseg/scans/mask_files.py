@@ -18,14 +18,14 @@ from .files import list_files, opening
 from .mask_values import LARGEST_EMBOLUS, binary_mask, whole_labels
 from .masks import no_mask, pair_by_index, place_mask
 from .segment_names import account_for, clot_segments
-from .volume_files import read_grid, stored_numbers
-from .volume_grid import VOLUME_KINDS, VolumeGrid, check_grid, file_kind
+from .volume_files import grid_numbers, read_grid
+from .volume_grid import VOLUME_KINDS, VolumeGrid, check_grid, content_kind
 
 # %% ../../nbs/scans/25_mask_files.ipynb #ca207b5a
 def _check_kind(path: Path, file: str) -> None:
     "Raises MaskError for a file of another kind, and for a header without its numbers; InputError for no file."
     with opening(file):
-        kind = file_kind(path)
+        kind = content_kind(path)
     if kind not in VOLUME_KINDS:
         raise no_mask(file, kind)
 
@@ -42,7 +42,7 @@ def _check_mask_grid(grid: VolumeGrid, file: str, volume: Volume) -> None:
 
 def _mask_numbers(grid: VolumeGrid, file: str) -> np.ndarray:  # (z, y, x) as stored
     "Read the numbers of a mask, with its scale. Raises InputError."
-    values, (slope, intercept) = stored_numbers(grid, file), grid.scale
+    values, (slope, intercept) = grid_numbers(grid, file), grid.scale
     return values if (slope, intercept) == (1, 0) else values * slope + intercept
 
 # %% ../../nbs/scans/25_mask_files.ipynb #91352883
@@ -109,11 +109,11 @@ def read_volume_mask(
     except InputError as error:
         raise MaskError(error.file, error.cause, error.remedy) from None
     notes = grid.notes
-    if grid.names is not None:
+    if grid.names:
         values, note = _named_emboli(values, grid.names, file, unnamed)
         notes = (note, *notes)
-        if values.max() > 1:
-            interpret = partial(interpret, numbered=True)
+    if grid.names is not None and values.max() > 1:
+        interpret = partial(interpret, numbered=True)
     mask, note = interpret(values, file)
     return np.ascontiguousarray(mask), '; '.join(filter(None, (note, *notes)))
 

@@ -30,8 +30,9 @@ WAYS_OUT = {
 
 def no_mask(file: str, kind: str) -> MaskError:
     "Return the refusal of a file that is no mask."
-    remedy = WAYS_OUT.get(kind, 'Export the segmentation as DICOM SEG, NIfTI or NRRD')
-    return MaskError(file, f'is {kind}, and no readable NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT', remedy)
+    otherwise = 'Unpack it' if kind.startswith('gzip') else 'Export the segmentation as DICOM SEG, NIfTI or NRRD'
+    cause = f'is {kind}, and no readable NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT'
+    return MaskError(file, cause, WAYS_OUT.get(kind, otherwise))
 
 # %% ../../nbs/scans/22_masks.ipynb #8a815604
 def signed_permutation(matrix: np.ndarray) -> np.ndarray | None:

@@ -21,7 +21,7 @@ from .matlab_masks import read_mat_mask
 from .rtstruct_read import read_rtstruct_mask
 from .seg_read import read_seg_mask
 from .tags import tag_text
-from .volume_grid import VOLUME_KINDS, file_kind
+from .volume_grid import VOLUME_KINDS, content_kind
 
 # %% ../../nbs/scans/38_read_mask.ipynb #705467bb
 DICOM_MASKS = {  # SOP class -> kind
@@ -36,7 +36,7 @@ def mask_kind(path) -> str:  # one of `MASK_KINDS`, or what else it is
     "Tell what a file is by its content, and DICOM files by their class. Raises InputError if it cannot be opened."
     path = Path(path)
     with opening(path.name):
-        kind = file_kind(path)
+        kind = content_kind(path)
     if kind != 'DICOM':
         return kind
     try:

@@ -69,6 +69,7 @@ def slicer(place, names, name='mask.seg.nrrd'):
     "A `.seg.nrrd`; SimpleITK takes the geometry from the NIfTI that nibabel wrote."
     image = SimpleITK.ReadImage(str(nifti(place, place.numbers.astype(np.uint8), name='plain.nii')))
     (place.root / 'plain.nii').unlink()
+    image.SetMetaData('Segmentation_SourceRepresentation', 'Binary labelmap')
     for n, (value, text) in enumerate(names.items()):
         image.SetMetaData(f'Segment{n}_LabelValue', str(value))
         image.SetMetaData(f'Segment{n}_Name', text)
