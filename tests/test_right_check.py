@@ -117,6 +117,22 @@ def test_a_head_is_not_annotated_unless_asked_for(tmp_path):
     assert 0 < page.index('no lungs are seen') < page.index('<h1>')
 
 
+def test_the_remedy_of_a_refused_head_works(tmp_path):
+    from pe_advseg.cli.annotate import annotate_command
+
+    volume = head()
+    (tmp_path / 'scans').mkdir()
+    save_nifti(volume.hu, volume, tmp_path / 'scans/a.nii.gz')
+    (tmp_path / 'scans/readme').write_text('words')
+    words = [str(tmp_path / 'scans'), '--out', str(tmp_path / 'out'), '--workers', '0']
+    refused = CliRunner().invoke(annotate_command, words)
+    assert refused.exit_code == 1 and 'no lungs are seen' in refused.output and '--any-scan' in refused.output
+    taken = CliRunner().invoke(annotate_command, [*words, '--any-scan'])
+    assert taken.exit_code == 0 and taken.output.count('no lungs are seen') == 1
+    assert taken.output.index('no lungs are seen') < taken.output.index('study-')
+    assert 'passed over: 1 x text file' in taken.output
+
+
 def test_the_page_does_not_take_ranges_for_trust(tmp_path):
     from pe_advseg.annotation.wording import ranges_in_words
 
