@@ -24,6 +24,7 @@ from pe_advseg.data.read_study import read_study
 from pe_advseg.data.studies import Study
 from pe_advseg.review.correction_files import describe_passed_over, find_corrections, sort_files
 from pe_advseg.review.foreign_masks import read_corrected
+from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.references import check_references
 from pe_advseg.review.save_correction import save_correction
 from pe_advseg.review.view import SliceView
@@ -403,6 +404,19 @@ def test_rtstruct_of_rt_utils_is_read(tmp_path):
     values, kind, _ = read_corrected(tmp_path / 'RS.dcm', tmp_path / 'scan', volume, 'RS.dcm')
     np.testing.assert_array_equal(values, numbers)
     assert kind == 'DICOM RTSTRUCT'
+
+
+def test_contours_that_name_the_slices_of_a_scan_belong_to_it(place):
+    "However little they share with what they started from: such a file may not be called another patient's."
+    elsewhere = np.where(place.numbers == 1, 1, 0).astype(np.uint16)
+    annotation = annotated(place.root / 'annotation', place.volume, elsewhere)
+    path = write_rtstruct(place.root / 'r.dcm', np.where(place.numbers == 2, 2, 0), place.volume, place.scan)
+    result = import_correction(path, place.scan, place.root / 'store', 'AB', annotation)
+    assert (
+        result.status == 'saved'
+        and result.kind == 'DICOM RTSTRUCT'
+        and result.difference.startswith('1 removed, 1 added')
+    )
 
 
 def test_rtstruct_of_another_scan_is_refused(place, tmp_path):

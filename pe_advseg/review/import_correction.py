@@ -58,7 +58,7 @@ def _names_its_scan(path: Path, file: str, volume: Volume, kind: str, notes: lis
     "Whether a file says by digest, name or UID that it belongs to this scan."
     if stated_digest(path) == pixel_digest(volume) or study_name(volume) in f'{path.parent.name} {file}':
         return True
-    return kind == 'DICOM SEG' and not any(BY_GEOMETRY in note for note in notes)
+    return kind.startswith('DICOM') and not any(BY_GEOMETRY in note for note in notes)
 
 # %% ../../nbs/review/23_import_correction.ipynb #9102720c
 def _already_imported(folder: Path, digest: str, reviewer: str) -> Path | None:
