@@ -105,7 +105,7 @@ def read_scan(study: Study, **options) -> Volume:
     with _naming(study):
         return read_volume(study.scan, **dict(study.reading) | options)
 
-
+# %% ../../nbs/data/05_read_study.ipynb #ae82fb49
 def add_mask(
     study: Study,
     volume: Volume,  # its scan, as `read_scan` returns it
@@ -124,7 +124,7 @@ def add_mask(
     notes = _mask_notes(study, volume, mask, note)
     return dataclasses.replace(volume, notes=(*volume.notes, *notes)), mask
 
-
+# %% ../../nbs/data/05_read_study.ipynb #9517d5ae
 def read_study(
     study: Study,
     **options,  # of `read_volume`: assume_hu, resample, series
