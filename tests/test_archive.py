@@ -3,19 +3,21 @@
 What the archive keeps is read back by dicomweb-client and highdicom, not by our own reader."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import highdicom
+import numpy as np
 import pydicom
 import pytest
 from support.archive import orthanc, why_not
+from support.stand_in_archive import as_json, as_parts, stand_in, tags
 
 from pe_advseg.annotation.annotate_archive import annotate_archive
-from pe_advseg.annotation.archive import Login
+from pe_advseg.annotation.archive import ArchiveError, Login
 from pe_advseg.annotation.archive_client import Archive
 from pe_advseg.annotation.archive_search import Question
 from pe_advseg.annotation.options import Options
@@ -173,6 +175,60 @@ def test_nothing_is_sent_unasked_or_under_invented_identifiers(server, volume, s
     assert len(server.ask('/instances')) == before + 12
 
 
+def test_a_reader_s_correction_comes_back_and_ours_does_not(server, study, scan, annotated, tmp_path):
+    "Our SEG and RTSTRUCT lie in the study; a reader adds one, with an embolus less."
+    from pe_advseg.annotation.annotation import read_annotation
+    from pe_advseg.review.history import history, read_correction
+    from pe_advseg.scans.seg_write import write_segmentation
+
+    out, _, _ = annotated
+    [target] = out.glob('study-*')
+    volume = read_series(scan)
+    numbers = read_annotation(target, volume).numbers
+    corrected = np.where(numbers == 1, 0, numbers)
+    words = ['import-corrections', '--from', server.url, '--login', login_file(tmp_path), '--reviewer', 'AB']
+    words += ['--annotations', out, '--store', tmp_path / 'store', '--scans', tmp_path / 'scans']
+    code, said = run(*words)
+    assert code == 0 and 'nothing new' in said, said
+    write_segmentation(tmp_path / 'theirs/seg.dcm', corrected, volume, scan, reviewer='AB')
+    server.put(tmp_path / 'theirs')
+    code, said = run(*words)
+    assert code == 0 and 'saved' in said and '1 removed' in said, said
+    assert 'lanted' not in said and study not in said
+    np.testing.assert_array_equal(read_correction(tmp_path / 'store', volume)[0], corrected)
+    [record] = history(tmp_path / 'store', target.name)
+    assert record['started_from']['what'] == 'annotation'
+    [kept] = (tmp_path / 'scans').iterdir()  # retraining finds the scan where it was put
+    assert np.array_equal(read_series(kept).hu, volume.hu)
+    code, said = run(*words)
+    assert code == 0 and 'nothing new' in said, said
+    assert not list(out.glob('.from-archive')) and len(history(tmp_path / 'store', target.name)) == 1
+
+
+def test_slices_without_identifiers_are_filed_with_their_seg(server, volume, tmp_path):
+    "As FUMPE publishes its scans: with --dicom-copy an archive files slices and SEG under one study and patient."
+    zeros = ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'FrameOfReferenceUID', 'PatientID')
+    write_series(volume, tmp_path / 'zeros', '0', header=dict.fromkeys(zeros, '0'))
+    code, said = run('annotate', tmp_path / 'zeros', '--out', tmp_path / 'out')
+    assert code == 0 and 'files it under another study' in said and '--dicom-copy' in said, said
+    [target] = (tmp_path / 'out').glob('study-*')
+    summary = json.loads((target / 'summary.json').read_text())
+    assert summary['missing_identifiers'] == ['study', 'series', 'frame of reference', 'slices', 'patient']
+    assert 'another study' in (target / 'report.html').read_text()
+    code, said = run('annotate', tmp_path / 'zeros', '--out', tmp_path / 'copied', '--dicom-copy')
+    assert code == 0, said
+    [target] = (tmp_path / 'copied').glob('study-*')
+    before = len(server.ask('/studies'))
+    server.put(target / 'scan')
+    server.ask('/instances', (target / 'segmentation.dcm').read_bytes())
+    assert len(server.ask('/studies')) == before + 1
+    uid = str(pydicom.dcmread(target / 'segmentation.dcm').StudyInstanceUID)
+    _, found = series_of(server, uid)
+    assert set(found) == {'CT', 'SEG'}
+    patients = [server.ask(f'/patients/{key}')['MainDicomTags']['PatientID'] for key in server.ask('/patients')]
+    assert target.name in patients and '0' not in patients
+
+
 # --- what goes wrong ---
 
 
@@ -234,22 +290,169 @@ def test_mistakes_are_said_at_once(tmp_path, words, cause):
     assert 'Traceback' not in said and 'secret-word' not in said
 
 
+# --- an archive that misbehaves ---
+
+
+@pytest.fixture
+def weak(scan, study):
+    "A stand-in that has the study, and keeps what it gets; nothing in it waits."
+    slices = {path.name: path.read_bytes() for path in sorted(scan.iterdir())}
+    first = pydicom.dcmread(scan / 'IM0001.dcm')
+    with stand_in() as archive:
+        archive.slices, archive.kept = slices, []
+        archive.answers = {
+            '/studies': as_json(tags(StudyInstanceUID=study)),
+            f'{study}/series': as_json(
+                tags(SeriesInstanceUID=first.SeriesInstanceUID, Modality='CT', NumberOfSeriesRelatedInstances=12)
+            ),
+            f'/series/{first.SeriesInstanceUID}': as_parts(slices.values()),
+            '/instances': lambda _: as_json(*(tags(SOPInstanceUID=uid) for uid in archive.kept)),
+        }
+        archive.series = f'/series/{first.SeriesInstanceUID}'
+        yield archive
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    "Repeats wait for nothing."
+    monkeypatch.setattr('time.sleep', lambda _: None)
+
+
+def annotate(archive, study, out, **options):
+    [result] = annotate_archive(
+        Archive(archive.url, Login(USER, PASSWORD)), Question(study=study), out, progress=False, **options
+    )
+    return result
+
+
+@pytest.mark.parametrize('path', ['/studies', 'series', 'slices'])
+def test_an_archive_that_answers_with_a_web_page(weak, study, tmp_path, path, at_once):
+    page = 200, 'text/html; charset=utf-8', b'<html><form>Log in, Planted^Name</form></html>'
+    weak.answers[{'series': f'{study}/series', 'slices': weak.series}.get(path, path)] = page
+    archive = Archive(weak.url, Login(USER, PASSWORD))
+    cause = 'something else than DICOM'
+    if path == 'slices':
+        [result] = annotate_archive(archive, Question(study=study), tmp_path / 'out', progress=False)
+        assert cause in result.cause and not result.target
+    else:
+        with pytest.raises(InputError, match=cause) as caught:
+            annotate_archive(archive, Question(study=study), tmp_path / 'out', progress=False)
+        assert 'lanted' not in str(caught.value)
+    assert not list(tmp_path.glob('out/study-*'))
+
+
+def test_a_series_that_breaks_off_is_fetched_whole(weak, study, volume, tmp_path, at_once):
+    from pe_advseg.annotation.archive_search import find_archived
+    from pe_advseg.annotation.fetch import fetch_series, private_folder
+
+    status, kind, content = weak.answers[weak.series]
+    answers = [(status, f'cut {kind}', content), (status, kind, content)]
+    weak.answers[weak.series] = lambda _: answers.pop(0)
+    archive = Archive(weak.url)
+    [one] = find_archived(archive, Question(study=study))
+    weak.kept[:] = [pydicom.dcmread(path).SOPInstanceUID for path in [*weak_files(weak, tmp_path)]]
+    for name, uid in zip(weak.slices, weak.kept, strict=True):  # what is missing is asked for one by one
+        weak.answers[f'/instances/{uid}'] = as_parts([weak.slices[name]])
+    with private_folder(tmp_path / 'out', [one.series]) as place:
+        folder = fetch_series(archive, one, place / one.series, pause=0)
+        assert np.array_equal(read_series(folder).hu, volume.hu)
+        assert folder.stat().st_mode & 0o077 == 0 or place.stat().st_mode & 0o077 == 0
+        assert not any('lanted' in str(path) for path in place.rglob('*'))
+
+
+def weak_files(weak, folder):
+    "The slices of the stand-in as files."
+    for name, content in weak.slices.items():
+        (folder / name).write_bytes(content)
+        yield folder / name
+
+
+def test_a_series_that_never_comes_whole_is_not_annotated(weak, study, tmp_path, at_once):
+    weak.answers[weak.series] = as_parts([*weak.slices.values()][:-1])  # the last slice: no gap would tell
+    result = annotate(weak, study, tmp_path / 'out')
+    assert 'sent 11 of 12 slices' in result.cause and not result.target
+    weak.answers[weak.series] = as_parts(weak.slices.values())
+    assert annotate(weak, study, tmp_path / 'out').target  # the same call goes on
+    assert not (tmp_path / 'out/.from-archive').exists()
+
+
+def test_an_upload_that_is_refused_half_way(weak, study, tmp_path, at_once):
+    "First nothing but an error, then a refusal with a reason; what was sent counts only when the archive has it."
+    failed = {'00081198': {'vr': 'SQ', 'Value': [{'00081197': {'vr': 'US', 'Value': [0xA700]}}]}}
+    answers = [(503, 'text/plain', b''), (200, 'cut text/plain', b'half'), (409, 'application/dicom+json', failed)]
+    answers = [(status, kind, json.dumps(c).encode() if isinstance(c, dict) else c) for status, kind, c in answers]
+    weak.answers[f'/studies/{study}'] = lambda _: answers.pop(0)
+    result = annotate(weak, study, tmp_path / 'out', send=True)
+    assert result.target and not result.sent
+    assert 'does not list it' in result.unsent  # the second answer said nothing, and the file is not there
+    result = annotate(weak, study, tmp_path / 'out', send=True)
+    assert 'refused by the archive: it has no room (A700)' in result.unsent
+    assert json.loads((tmp_path / 'out/archive.json').read_text())['sent'] == []
+
+    def keep(body):
+        [path] = tmp_path.glob('out/study-*/segmentation.dcm')
+        assert path.read_bytes()[132:] in body or len(body) > path.stat().st_size
+        weak.kept.append(str(pydicom.dcmread(path).SOPInstanceUID))
+        return 200, 'application/dicom+json; charset=utf-8', b'{}'
+
+    weak.answers[f'/studies/{study}'] = keep
+    assert annotate(weak, study, tmp_path / 'out', send=True).sent == 'sent segmentation.dcm'
+    assert annotate(weak, study, tmp_path / 'out', send=True).sent == 'sent before: segmentation.dcm'
+
+
+def test_no_password_in_any_text(weak, study, tmp_path, caplog, at_once):
+    caplog.set_level(logging.DEBUG)
+    weak.answers[weak.series] = 500, 'text/plain', b''
+    result = annotate(weak, study, tmp_path / 'out')
+    assert 'error 500' in result.cause
+    assert any('Authorization' in headers for headers in weak.headers)
+    assert PASSWORD not in caplog.text + str(result) + repr(Login(USER, PASSWORD))
+    assert 'cmVhZGVyOn' not in caplog.text  # the same in Base64
+
+
+def test_a_certificate_that_nobody_signed(tmp_path):
+    import shutil
+    import ssl
+    from http.server import HTTPServer, SimpleHTTPRequestHandler
+    from threading import Thread
+
+    if not shutil.which('openssl'):
+        pytest.skip('openssl makes the certificate')
+    key, certificate = tmp_path / 'key.pem', tmp_path / 'ca.pem'
+    words = 'req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1'
+    made = ['openssl', *words.split(), '-keyout', key, '-out', certificate]
+    subprocess.run(made, check=True, capture_output=True)
+    server = HTTPServer(('127.0.0.1', 0), SimpleHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f'https://127.0.0.1:{server.server_address[1]}/dicom-web'
+    with pytest.raises(ArchiveError, match='certificate that is not trusted'):
+        Archive(url).series('1.2.3')
+    with pytest.raises(ArchiveError, match='does not have this'):  # the server was reached: it has no such page
+        Archive(url, Login(certificates=str(certificate))).series('1.2.3')
+    server.shutdown()
+    server.server_close()
+
+
 # --- media and archives that an archive hands out ---
 
 
-def test_media_and_zip_are_read_back(server, study, annotated, scan, tmp_path):
-    "What Orthanc writes for a CD (DICOMDIR) and as a zip, with our SEG and RTSTRUCT in it."
+def test_media_and_zip_are_read_back(server, study, annotated, volume, tmp_path):
+    "What Orthanc writes as a zip, and for a CD (DICOMDIR), with our SEG and RTSTRUCT in it."
+    from pe_advseg.core.zip_files import unzipped
+    from pe_advseg.data.scan_folders import find_scans
+
     [key] = [key for key in server.ask('/studies') if study in json.dumps(server.ask(f'/studies/{key}'))]
     for kind in ('archive', 'media'):
         file = tmp_path / f'{kind}.zip'
         file.write_bytes(server.ask(f'/studies/{key}/{kind}'))
-        code, said = run('annotate', file, '--out', tmp_path / f'from-{kind}-zip')
-        assert code == 0 and 'embol' in said, said
-        assert 'lanted' not in said
-        with zipfile.ZipFile(file) as packed:
-            packed.extractall(tmp_path / kind)
-        code, said = run('annotate', tmp_path / kind, '--out', tmp_path / f'from-{kind}')
-        assert code == 0, said
-        for out in (f'from-{kind}-zip', f'from-{kind}'):
-            [target] = (tmp_path / out).glob('study-*')
-            assert target.name == next(annotated[0].glob('study-*')).name  # the same pixels
+        with unzipped(file) as folder:
+            found, refused = find_scans(folder)
+            assert refused == [] and len(found) == 1, kind  # SEG and RTSTRUCT are no scans that failed
+            assert np.array_equal(read_series(found[0]).hu, volume.hu)
+    code, said = run('annotate', tmp_path / 'archive.zip', '--out', tmp_path / 'out')
+    assert code == 0 and 'lanted' not in said, said
+    [target] = (tmp_path / 'out').glob('study-*')
+    assert target.name == next(annotated[0].glob('study-*')).name  # the same pixels

@@ -1,6 +1,7 @@
 """Folders of masks from elsewhere: which scan each belongs to, and one bad file among good ones."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -135,6 +136,81 @@ def test_an_annotations_own_files_are_no_corrections(ward):
     )
     with pytest.raises(InputError, match='the annotation itself'):
         import_correction(out / 'mask.nii.gz', root / 'scans/patient1', root / 'store', 'AB', out)
+
+
+@pytest.fixture
+def returned(ward):
+    "What an archive gives back: a folder named after a patient, with our SEG as we sent it."
+    root, made = ward
+    volume, numbers = made['patient1']
+    out = annotated(root / 'out' / study_name(volume), volume, numbers)
+    write_segmentation(out / 'segmentation.dcm', numbers, volume, root / 'scans/patient1')
+    folder = root / 'PLANTED Eva'
+    folder.mkdir()
+    (folder / 'SEG0001.dcm').write_bytes((out / 'segmentation.dcm').read_bytes())
+    return root, folder, dict(scans=root / 'scans', store=root / 'store', reviewer='AB', annotations=root / 'out')
+
+
+def test_our_own_unchanged_seg_is_no_correction_wherever_it_lies(ward, returned):
+    (volume, numbers), (root, folder, about) = ward[1]['patient1'], returned
+    assert statuses(import_corrections(folder, **about)) == {'SEG0001.dcm': 'skipped'}
+    assert statuses(import_corrections(folder / 'SEG0001.dcm', **about)) == {'SEG0001.dcm': 'skipped'}
+    copied = pydicom.dcmread(folder / 'SEG0001.dcm')
+    copied.PatientComments = 'added by an archive'
+    copied.save_as(folder / 'SEG0001.dcm')
+    assert statuses(import_corrections(folder, **about)) == {'SEG0001.dcm': 'skipped'}
+    assert not (root / 'store').exists()
+    write_segmentation(folder / 'theirs.dcm', np.where(numbers == 2, 0, numbers), volume, root / 'scans/patient1')
+    assert statuses(import_corrections(folder, **about)) == {'SEG0001.dcm': 'skipped', 'theirs.dcm': 'saved'}
+    np.testing.assert_array_equal(read_correction(root / 'store', volume)[0], np.where(numbers == 2, 0, numbers))
+    # and what the store wrote is ours, too
+    [written] = (root / 'store').glob('study-*/0001/segmentation.dcm')
+    assert statuses(import_corrections(written, **about)) == {'segmentation.dcm': 'skipped'}
+
+
+def test_our_seg_with_its_identifier_but_other_marks_is_a_correction(ward, returned):
+    (volume, numbers), (root, folder, about) = ward[1]['patient1'], returned
+    seg = pydicom.dcmread(folder / 'SEG0001.dcm')
+    first = seg.pixel_array.copy()
+    first[0] = 0
+    seg.PixelData = np.packbits(first.ravel(), bitorder='little').tobytes()
+    seg.PixelData += b'\0' * (len(seg.PixelData) % 2)
+    seg.save_as(folder / 'SEG0001.dcm')
+    assert statuses(import_corrections(folder, **about)) == {'SEG0001.dcm': 'saved'}
+    assert (read_correction(root / 'store', volume)[0] != numbers).any()
+
+
+def test_an_unchanged_seg_is_confirmed_when_asked(ward, returned):
+    (volume, numbers), (root, folder, about) = ward[1]['patient1'], returned
+    [result] = import_corrections(folder, confirm=True, **about)
+    assert (result.status, result.emboli) == ('confirmed', 3)
+    [record] = history(root / 'store', study_name(volume))
+    assert record['origin']['confirmed'] and record['reviewer'] == 'AB'
+    np.testing.assert_array_equal(read_correction(root / 'store', volume)[0], numbers)
+
+
+def test_nothing_that_is_printed_names_a_file_or_a_folder(ward, returned):
+    import zipfile
+
+    root, made = ward
+    (volume, numbers), (_, folder, about) = made['patient1'], returned
+    inside = folder / 'MEIER Eva' / 'CT 1'
+    inside.mkdir(parents=True)
+    write_nifti(inside / 'somebody.nii.gz', numbers, volume)
+    (inside / 'MEIER.nii.gz').write_bytes(b'\x1f\x8b damaged')
+    (inside / 'MEIER.txt').write_text('a note')
+    with zipfile.ZipFile(root / 'PLANTED.zip', 'w') as packed:
+        for path in folder.rglob('*'):
+            packed.write(path, path.relative_to(root))
+    names = {'PLANTED', 'MEIER', 'Eva', 'somebody', 'SEG0001', 'patient1'}
+    for source in (folder, root / 'PLANTED.zip', inside / 'MEIER.nii.gz'):
+        results = import_corrections(source, **about)
+        assert not names & set(re.findall(r'\w+', str(results)))
+        assert results.refused
+    assert 'file 1 of' in str(import_corrections(folder, **about))
+    with pytest.raises(InputError) as caught:
+        import_corrections(root / 'PLANTED Eva Meier', **about)
+    assert 'PLANTED' not in str(caught.value)
 
 
 def monai(root, made, **said):

@@ -51,8 +51,10 @@ def _missing(archive, wanted: ArchivedSeries, folder: Path) -> set[str] | None: 
         return None
     if wanted.count == len(stored):
         return set()
-    listed = archive.instances(wanted.study, wanted.series)
-    return {uid_in(item, 'SOPInstanceUID') for item in listed} - stored
+    listed = {uid_in(item, 'SOPInstanceUID') for item in archive.instances(wanted.study, wanted.series)}
+    if len(listed | stored) < (wanted.count or 0):  # the list is not whole
+        return None
+    return listed - stored
 
 
 def _files(archive, wanted: ArchivedSeries, missing: set[str] | None) -> Iterator[bytes]:

@@ -36,7 +36,7 @@ def _name(entry: zipfile.ZipInfo) -> str:
     "The name of an entry; some programs for Windows write backslashes."
     return entry.filename.replace('\\', '/')
 
-
+# %% ../../nbs/core/12_zip_files.ipynb #a8bc0859
 def _check_name(entry: zipfile.ZipInfo) -> None:
     "Raise InputError for a name that leads out of the folder, and for what is no regular file."
     name = _name(entry)
