@@ -78,7 +78,7 @@ def describe_passed_over(passed: dict[str, list[str]]) -> list[str]:
     for kind, files in sorted(passed.items()):
         names = ', '.join(Path(file).name for file in files[:NAMES_SHOWN])
         more = f' and {len(files) - NAMES_SHOWN} more' if len(files) > NAMES_SHOWN else ''
-        way_out = '' if kind == OWN else f' {WAYS_OUT[kind]}.' if kind in WAYS_OUT else ''
+        way_out = f' {WAYS_OUT[kind]}.' if kind in WAYS_OUT else ''
         lines.append(f'passed over, {kind}: {names}{more}.{way_out}')
     return lines
 
