@@ -91,7 +91,9 @@ def frame_count_note(header: SliceHeader) -> list[str]:
     if 'NumberOfFrames' not in header.dataset or header.frame_count > 1:
         return []
     stated = tag_text(header.dataset, 'NumberOfFrames')
-    return [] if stated == '1' else [f'NumberOfFrames is {stated if stated.isdigit() else "no number"}, read as 1']
+    if stated == '1':
+        return []
+    return [f'NumberOfFrames is {stated if stated.isdigit() else "no number"}, read as 1']
 
 # %% ../../nbs/scans/05_multiframe.ipynb #a88d1d46
 def frame_headers(

@@ -63,7 +63,7 @@ def _check_geometry(steps: np.ndarray, origin: np.ndarray, file: str) -> None:
     if not (np.isfinite(steps).all() and np.isfinite(origin).all() and np.abs(origin).max() < 1e5):
         raise InputError(file, 'its geometry is not finite', WRITE_WITH_GEOMETRY)
     lengths = np.linalg.norm(steps, axis=0)
-    if not (lengths.min() >= 0.01 and lengths.max() <= 20):
+    if not (lengths.min() >= 0.01 and lengths.max() <= 100):
         voxel = ' x '.join(f'{length:.3g}' for length in lengths)
         raise InputError(file, f'its voxels of {voxel} cannot be millimetres', WRITE_WITH_GEOMETRY)
     axes = steps / lengths
