@@ -167,6 +167,22 @@ def test_names_stay_where_dicom_demands_them(tmp_path, annotator, patient, pseud
         assert pydicom.dcmread(next(out.glob('study-*')) / 'segmentation.dcm').PatientID == 'P7'
 
 
+def test_letters_that_cannot_be_known_are_said_and_not_shown(tmp_path, annotator, patient):
+    "A name in GB18030 in a file that states no character set."
+    scan = as_files(patient, tmp_path, 'DICOM')
+    for path in scan.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.pop('SpecificCharacterSet', None)
+        dataset.save_as(path)
+        content = path.read_bytes()
+        assert b'Planted^Name' in content
+        path.write_bytes(content.replace(b'Planted^Name', '王小^东'.encode('gb18030').ljust(12)))
+    made = annotate_scan(scan, tmp_path / 'out', annotator)
+    warnings = json.loads((made / 'summary.json').read_text())['trust']['warnings']
+    found = [text for text in warnings if text.startswith('PatientName has letters')]
+    assert len(found) == 1 and '王' not in found[0]
+
+
 def test_every_output_says_that_the_training_was_synthetic(tmp_path, annotator, patient):
     words = b'Synthetic training, research only, not for diagnosis'
     scan = as_files(patient, tmp_path, 'DICOM')

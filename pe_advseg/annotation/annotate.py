@@ -18,10 +18,11 @@ from .page import write_page
 from ..core.errors import InputError
 from ..core.paths import whole_folder
 from ..core.volume import Volume
+from ..scans.patient_identity import unknown_letters
 from ..scans.rtstruct import write_rtstruct
 from ..scans.seg_write import write_segmentation
 from ..scans.series import study_name
-from ..scans.source_headers import has_slice_files
+from ..scans.source_headers import has_slice_files, source_headers
 from ..scans.volume_files import read_volume
 
 # %% ../../nbs/annotation/12_annotate.ipynb #e8ae24c6
@@ -73,13 +74,16 @@ def is_made(target: Path, volume: Volume, annotator: Annotator, options: Options
     return True
 
 # %% ../../nbs/annotation/12_annotate.ipynb #5a3eb68f
-def _note_identifiers(annotation: Annotation, scan: Path, options: Options) -> None:
-    "Write into the summary which identifiers the scan lacks, with a warning where it is a DICOM series."
+def _note_identifiers(annotation: Annotation, scan: Path, options: Options, pseudonym: str | None) -> None:
+    "Write into the summary which identifiers the scan lacks, with warnings where it is a DICOM series."
     missing = missing_identifiers(annotation.volume, scan)
     annotation.summary['missing_identifiers'] = missing
-    warning = identifier_warning(missing, options.dicom_copy)
-    if warning and has_slice_files(annotation.volume):
-        annotation.summary['trust']['warnings'].append(warning)
+    if not has_slice_files(annotation.volume):
+        return
+    _, first = source_headers(annotation.volume, scan)
+    letters = None if pseudonym else unknown_letters(first)
+    found = [identifier_warning(missing, options.dicom_copy), letters]
+    annotation.summary['trust']['warnings'] += [warning for warning in found if warning]
 
 # %% ../../nbs/annotation/12_annotate.ipynb #1e64c79b
 def annotate_if_new(
@@ -95,7 +99,7 @@ def annotate_if_new(
         return target, False
     annotation = find_emboli(scan, volume, annotator, options, dict(reading=time.perf_counter() - begun))
     annotation.summary['pseudonym'] = pseudonym
-    _note_identifiers(annotation, scan, options)
+    _note_identifiers(annotation, scan, options, pseudonym)
     with whole_folder(target) as folder:
         write_annotation(folder, annotation, scan, options, pseudonym)
     return target, True

@@ -13,7 +13,13 @@ from typing import Annotated
 import typer
 
 # %% ../../nbs/cli/00_options.ipynb #08510270
-SeriesOption = Annotated[str | None, typer.Option(help='Which DICOM series, where a folder holds several.')]
+SeriesOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Which DICOM series, where a folder holds several: its number in the list, its UID, '
+        'or all for slices of one scan.'
+    ),
+]
 AssumeOption = Annotated[bool, typer.Option(help='Take stored numbers as HU where rescale values are missing.')]
 ResampleOption = Annotated[
     bool, typer.Option(help='Straighten tilted or unevenly spaced series instead of refusing them.')
@@ -22,6 +28,7 @@ ResampleOption = Annotated[
 # %% ../../nbs/cli/00_options.ipynb #9d14e3e9
 SHELL_OPTIONS = {
     'series=1': '--series 1',
+    "series='all'": '--series all',
     'resample=True': '--resample',
     'assume_hu=True': '--assume-hu',
     'with trust_header': 'with --trust-header',

@@ -13,6 +13,7 @@ import pydicom
 
 from ..core.errors import InputError, MaskError
 from ..core.volume import Volume
+from .codecs import CORRUPT, captured_output
 from .header import parse_dicom
 from .mask_values import binary_mask
 from .seg_frames import group_item, place_frame, slice_of_uid
@@ -64,12 +65,17 @@ def _frame_groups(dataset: pydicom.Dataset, volume: Volume, segments: int, file:
 def _decode_frames(dataset: pydicom.Dataset, count: int, file: str) -> np.ndarray:  # (frames, rows, columns)
     "Decode all frames. Raises MaskError."
     try:
-        stored = dataset.pixel_array.reshape(count, int(dataset.Rows), int(dataset.Columns))
+        with captured_output() as printed:
+            stored = dataset.pixel_array.reshape(count, int(dataset.Rows), int(dataset.Columns))
+            printed.seek(0)
+            words = printed.read()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         cause = f'its pixels cannot be decoded ({type(error).__name__})'
         raise MaskError(file, cause, 'Write it again as a binary segmentation') from None
+    if CORRUPT in words:
+        raise MaskError(file, 'its pixels are damaged', 'Copy it again')
     if stored.dtype not in (np.uint8, np.uint16):
         raise MaskError(file, f'stores numbers of type {stored.dtype}', 'Write it again as a binary segmentation')
     return stored
