@@ -260,7 +260,7 @@ def test_kinds_are_told_by_content(tmp_path, chest):
     (tmp_path / 'a.nii').write_bytes(pickle.dumps('words'))
     save_nifti(chest.hu, chest, tmp_path / 'b.nii.gz')
     (tmp_path / 'b.nii.gz').rename(tmp_path / 'b.txt')
-    assert kind_of_file(tmp_path / 'a.nii') == 'file of another kind'
+    assert kind_of_file(tmp_path / 'a.nii') == 'file of unknown kind'
     assert kind_of_file(tmp_path / 'b.txt') == 'NIfTI volume'
 
 
