@@ -23,6 +23,8 @@ from support.repository import (
     text_files,
 )
 
+from pe_advseg.cli.experiments import PAPER
+
 # --- notebooks and modules ---
 
 
@@ -207,3 +209,13 @@ def test_the_search_for_paths_finds_them():
         assert MACHINE_PATH.search(guilty), guilty
     for innocent in ('https://host/home/page', '../tmp/x', 'data/work/x', '~/tmp/x', '/homework/x'):
         assert not MACHINE_PATH.search(innocent), innocent
+
+
+def test_a_notebook_that_is_not_run_by_itself_is_run_through_the_shell():
+    "`make test` leaves out the experiments that test_end_to_end runs, and no others."
+    left_out = re.search(r'(?m)^IN_SHELL := (.*)$', (ROOT / 'Makefile').read_text())[1]
+    shell_tests = (ROOT / 'tests' / 'test_end_to_end.py').read_text()
+    names = [path.stem for path in NOTEBOOKS if re.match(left_out, path.name)]
+    assert len(names) == len(left_out.split('|'))
+    for notebook in names:
+        assert notebook in PAPER or f"'experiment', '{notebook}'" in shell_tests, f'nothing runs {notebook}'
