@@ -29,6 +29,7 @@ from pe_advseg.review.references import check_references
 from pe_advseg.review.save_correction import save_correction
 from pe_advseg.review.view import SliceView
 from pe_advseg.scans.fill_contours import fill_all
+from pe_advseg.scans.mask_files import read_volume_mask
 from pe_advseg.scans.mask_values import binary_mask
 from pe_advseg.scans.masks import place_mask
 from pe_advseg.scans.patient_identity import identity, unknown_letters
@@ -618,3 +619,30 @@ def test_ohif_paints_into_an_annotation_without_finding(viewer_scan):
 def test_segments_called_unknown_are_refused(viewer_scan):
     with pytest.raises(MaskError, match='has 2 segments, none of them called embolus'):
         read_viewer_file(viewer_scan, 'monai_seg_unknown.dcm')
+
+
+BROKEN_TABLES = {
+    'no number': 'Segment0_Name:=Embolus\nSegment1_Name:=Lung\n',
+    'letters': 'Segment0_Name:=Embolus\nSegment0_LabelValue:=one\nSegment1_Name:=Lung\nSegment1_LabelValue:=two\n',
+}
+
+
+@pytest.mark.parametrize('table', BROKEN_TABLES)
+def test_a_table_of_segments_that_cannot_be_read_is_no_missing_table(tmp_path, table):
+    "What it would have called lung does not become clot."
+    values = np.zeros((4, 6, 6), np.uint8)
+    values[1, 2:4, 2:4], values[2, 1:5, 1:5] = 1, 2
+    volume = Volume(np.zeros(values.shape, np.int16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)[::-1])
+    image = SimpleITK.GetImageFromArray(values)
+    path = tmp_path / 'mask.seg.nrrd'
+    SimpleITK.WriteImage(image, str(path), useCompression=False)
+    header, numbers = path.read_bytes().split(b'\n\n', 1)
+    path.write_bytes(header + b'\n' + BROKEN_TABLES[table].encode() + b'\n' + numbers)
+    with pytest.raises(MaskError):
+        read_volume_mask(path, volume, path.name)
+    path.write_bytes(
+        header + b'\nSegment0_Name:=Embolus\nSegment0_LabelValue:=1.0\nSegment1_Name:=Lung\n'
+        b'Segment1_LabelValue:=2.0\n\n' + numbers
+    )
+    mask, note = read_volume_mask(path, volume, path.name)
+    assert mask.sum() == 4 and 'segment 2 (16 voxels)' in note

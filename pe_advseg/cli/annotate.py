@@ -179,7 +179,8 @@ def _report(results: list, out: Path, names: bool) -> bool:
     for result in results:
         name = f'{result.number} {result.name}' if names else str(result.number)
         if not result.target:
-            typer.echo(in_shell(f'{name}: {result.file}: {result.cause}. {result.remedy}.'), err=True)
+            file, cause, remedy = result.failure(names)
+            typer.echo(in_shell(f'{name}: {file}: {cause}. {remedy}.'), err=True)
             continue
         summary = read_summary(result.target)
         for doubt in summary.get('implausible') or []:

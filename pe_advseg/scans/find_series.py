@@ -95,7 +95,7 @@ def _listed(series: dict) -> str:
 def _fitting(series: dict, wanted: str) -> list[str]:
     "Keys of the series that a number, a UID or its end means."
     keys = list(series)
-    if wanted.isdigit() and len(wanted) < 5:
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 5:
         return keys[int(wanted) - 1 : int(wanted)] if int(wanted) else []
     return [key for key in keys if key == wanted] or [key for key in keys if wanted and key.endswith(wanted)]
 

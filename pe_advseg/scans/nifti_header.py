@@ -80,7 +80,7 @@ def _nifti_affine(header, file: str) -> tuple[np.ndarray, tuple]:  # (4, 4) inde
     return affine, (*notes, *_compare_forms(header, affine, file)) if has_sform and has_qform else notes
 
 # %% ../../nbs/scans/16_nifti_header.ipynb #b6a03e1f
-LABEL = re.compile(r'<Label\b[^>]*\bKey="(\d{1,9})"[^>]*>(.*?)</Label>', re.DOTALL)
+LABEL = re.compile(r'<Label\b[^>]*\bKey\s*=\s*["\']\s*(\d{1,9})(?:\.0*)?\s*["\'][^>]*>(.*?)</Label>', re.DOTALL)
 
 
 def _label_table(path: Path, header, packed: str | None) -> dict | None:  # value -> name; None without a table

@@ -145,7 +145,7 @@ def _segment_table(fields: dict) -> dict | None:  # value -> name; None where th
     values = {key: fields[key] for key in fields if re.fullmatch(r'segment\d+_labelvalue', key)}
     if not values and not any(key.startswith('segment') for key in fields):
         return None
-    plain = {key: int(value) for key, value in values.items() if re.fullmatch(r'\d{1,9}', value)}
+    plain = {key: int(float(value)) for key, value in values.items() if re.fullmatch(r'\d{1,9}(\.0*)?', value)}
     return {value: fields.get(key.replace('labelvalue', 'name'), '') for key, value in plain.items()}
 
 # %% ../../nbs/scans/17_nrrd.ipynb #9563feeb
