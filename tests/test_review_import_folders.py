@@ -14,6 +14,9 @@ from support.review_scans import annotated, files, on_disk
 from pe_advseg.core.errors import InputError, MaskError
 from pe_advseg.data.layouts import find_studies
 from pe_advseg.data.read_study import read_embolus_ids, read_study
+from pe_advseg.phantom.hospitals import HOSPITALS
+from pe_advseg.phantom.phantom import make_study
+from pe_advseg.phantom.phantom_masks import write_plain_nifti
 from pe_advseg.review.history import history, read_correction
 from pe_advseg.review.import_correction import import_correction
 from pe_advseg.review.import_corrections import import_corrections
@@ -272,3 +275,17 @@ def test_a_real_patient(tmp_path):
         write_nifti(tmp_path / 'm.nii.gz', np.flip(numbers, axes), volume)
         with pytest.raises(MaskError, match='mirrored'):
             import_correction(tmp_path / 'm.nii.gz', study.scan, tmp_path / 'store', 'AB', out, volume=volume)
+
+
+@pytest.mark.parametrize('given', ['file', 'folder'])
+def test_a_scan_that_cannot_be_read_is_not_named_in_print(tmp_path, given):
+    "The name of a scan may be a patient's; the table in the terminal does not show it."
+    study = make_study(HOSPITALS['harbour'], 1, (16, 96, 96))
+    scan = tmp_path / 'scans' / 'MEIER_HANS.nii.gz'
+    scan.parent.mkdir()
+    write_plain_nifti(scan, study.volume.hu, study.volume)
+    write_plain_nifti(tmp_path / 'MEIER_HANS.nii.gz', study.mask.astype(np.uint8), study.volume)
+    scan.write_bytes(scan.read_bytes()[:20_000])
+    scans = scan if given == 'file' else scan.parent
+    results = import_corrections(tmp_path / 'MEIER_HANS.nii.gz', scans=scans, store=tmp_path / 'store', reviewer='AB')
+    assert results[0].status == 'refused' and 'MEIER' not in str(results)

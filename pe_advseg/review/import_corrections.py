@@ -33,8 +33,11 @@ def _as_table(rows: list[list[str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['file', 'study', 'status', 'emboli', 'what'])
 
 
-def _nameless(text: str, place: Path | None) -> str:
-    "A text with numbers in place of the names of files."
+def _nameless(text: str, place: Path | None, scans: list[Path]) -> str:
+    "A text with numbers in place of the names of files, and without the names of scans."
+    for scan in scans:
+        if scan.name in text:
+            text = without_names(text, scan)
     if place is None:
         return text
     return without_names(text, place) if place.is_dir() else text.replace(place.name, 'the file')
@@ -43,11 +46,13 @@ def _nameless(text: str, place: Path | None) -> str:
 class Imports(list):
     "Results of `import_corrections`, one per file; in print, files have numbers instead of names."
 
-    def __init__(self, results=(), place: Path | None = None, passed=()):  # place: of the files; passed: lines
+    def __init__(self, results=(), place: Path | None = None, passed=(), scans=()):
+        "`place` is where the files lie, `passed` are lines on what was passed over, `scans` are paths."
         super().__init__(results)
         self.passed = list(passed)
-        rows = [[_nameless(text, place) for text in row] for row in self._rows()]  # now: a zip will be gone
-        lines = [_nameless(line, place) for line in passed]
+        scans = [Path(scan) for scan in scans]
+        rows = [[_nameless(text, place, scans) for text in row] for row in self._rows()]  # now: a zip will be gone
+        lines = [_nameless(line, place, scans) for line in passed]
         self._text = '\n'.join([_as_table(rows).to_string(index=False, max_colwidth=None), *lines])
         if not self:
             self._text = '\n'.join([NOTHING_FOUND, *lines])
@@ -178,4 +183,5 @@ def import_corrections(
             for file in chosen:
                 known = study, store, reviewer, annotations, options | dict(confirmed=file in unchanged)
                 results.append(_attempt(file, _import_one, folder / file, file, *known))
-        return Imports(sorted(results, key=lambda result: result.file), place, passed)
+        known_scans = [study.scan for study in studies]
+        return Imports(sorted(results, key=lambda result: result.file), place, passed, known_scans)
