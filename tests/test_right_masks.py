@@ -29,7 +29,7 @@ from pe_advseg.review.references import check_references
 from pe_advseg.review.save_correction import save_correction
 from pe_advseg.review.view import SliceView
 from pe_advseg.scans.fill_contours import fill_all
-from pe_advseg.scans.mask_files import read_volume_mask
+from pe_advseg.scans.mask_files import read_png_masks, read_volume_mask
 from pe_advseg.scans.mask_values import binary_mask
 from pe_advseg.scans.masks import place_mask
 from pe_advseg.scans.patient_identity import identity, unknown_letters
@@ -646,3 +646,21 @@ def test_a_table_of_segments_that_cannot_be_read_is_no_missing_table(tmp_path, t
     )
     mask, note = read_volume_mask(path, volume, path.name)
     assert mask.sum() == 4 and 'segment 2 (16 voxels)' in note
+
+
+@pytest.mark.parametrize(('mode', 'refused'), [('RGB', True), ('RGBA', True), ('L', True), ('picture', False)])
+def test_a_coloured_mask_that_is_named_like_no_slice_is_not_lost(tmp_path, mode, refused):
+    "A picture of the scan that lies beside the masks is no mask."
+    volume, _ = on_disk(tmp_path / 'scan', 1)
+    shape = volume.shape[1:]
+    marked = np.zeros(shape, np.uint8)
+    marked[5:9, 5:9] = 255
+    stem = Path(volume.sources[0].file).stem
+    Image.fromarray(marked).save(tmp_path / 'scan' / f'{stem}.png')
+    shown = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape) if mode == 'picture' else marked
+    Image.fromarray(shown).convert('RGB' if mode == 'picture' else mode).save(tmp_path / 'scan' / 'IM0009_mask.png')
+    if refused:
+        with pytest.raises(MaskError, match='IM0009_mask.png: marks something'):
+            read_png_masks(tmp_path / 'scan', volume, 'masks')
+    else:
+        assert read_png_masks(tmp_path / 'scan', volume, 'masks')[0].sum() == 16

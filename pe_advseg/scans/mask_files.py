@@ -154,17 +154,30 @@ def _read_png(path: Path, name: str, shape: tuple) -> np.ndarray:  # uint8 (y, x
         raise MaskError(name, f'is no readable PNG ({type(error).__name__})', 'Copy it again') from None
 
 # %% ../../nbs/scans/25_mask_files.ipynb #b6aeda7c
+def _has_two_colours(path: Path, shape: tuple) -> bool:
+    "Whether a picture has the size of a slice and two colours, as a mask has and no picture of a scan."
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=['PNG']) as image:
+            if (image.height, image.width) != shape:
+                return False
+            return len(image.convert('RGB').getcolors(maxcolors=2) or ()) == 2
+    except Exception:  # whatever a damaged picture raises: it is no mask
+        return False
+
+# %% ../../nbs/scans/25_mask_files.ipynb #5350fa89
 def _check_others(folder: Path, names: list[str], shape: tuple) -> None:
     "Raises MaskError for a mask among PNG files (relative paths) that belong to no slice."
     for name in names:
         try:
             marks = _read_png(folder / name, name, shape).any()
         except MaskError:
-            continue  # a screenshot or a preview
+            marks = _has_two_colours(folder / name, shape)  # else a screenshot or a preview
         if marks:
             raise MaskError(name, 'marks something, and is named like no slice', 'Name it like its slice, or remove it')
 
-
+# %% ../../nbs/scans/25_mask_files.ipynb #75495e14
 def read_png_masks(
     folder,  # of the scan
     volume: Volume,
