@@ -328,6 +328,10 @@ MAPS = {
     'mip-of-siemens': (dict(ImageType=['DERIVED', 'SECONDARY', 'AXIAL', 'CT_SOM5 MIP']), 'projection of highest'),
     'minip': (dict(ImageType=['DERIVED', 'SECONDARY', 'MINIMUM']), 'projection of highest or lowest'),
     'difference': (dict(ImageType=[*DERIVED, 'SUBTRACTION']), 'picture computed from several'),
+    'perfusion-in-hu': (dict(ImageType=[*DERIVED, 'PERFUSION']), 'computed picture (perfusion)'),
+    'calcium': (dict(ImageType=[*DERIVED, 'CALCIUM_SUPPRESSED']), 'computed picture (suppress)'),
+    'fat': (dict(ImageType=[*DERIVED, 'FAT_FRACTION']), 'computed picture (fraction)'),
+    'original-z': (dict(ImageType=['ORIGINAL', 'PRIMARY', 'AXIAL', 'EFF_Z'], RescaleType='US'), 'atomic number'),
     'rendering': (dict(ImageType=['DERIVED', 'SECONDARY', 'VRT']), 'rendering or page of text'),
     'scout': (dict(ImageType=['ORIGINAL', 'PRIMARY', 'LOCALIZER']), 'localizer'),
     'surview': (dict(ImageType=['DERIVED', 'SECONDARY', 'REF_SURVIEW']), 'localizer'),
@@ -377,6 +381,10 @@ GOOD = {
     'mean-slab': dict(ImageType=['DERIVED', 'SECONDARY', 'REFORMATTED', 'AVERAGE'], RescaleType=None),
     'no-image-type': dict(ImageType=None, RescaleType=None),
     'derived-in-hu': dict(ImageType=[*DERIVED, 'NEW_WORD']),
+    'source-of-a-map': dict(ImageType=['ORIGINAL', 'PRIMARY', 'AXIAL', 'PERFUSION']),
+    'contrast-medium': dict(SeriesDescription='PE iodine dense bolus, Omnipaque iodine 350 mg'),
+    'unit-in-words': dict(RescaleType='Hounsfield Units'),
+    'unit-in-small': dict(RescaleType='hu'),
     'words-of-a-protocol': dict(SeriesDescription='CT perfusion pulmonary angio, MIP later, iodine 350'),
 }
 

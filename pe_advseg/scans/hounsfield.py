@@ -47,7 +47,8 @@ def rescale_values(dataset: pydicom.Dataset, file: str, assume_hu: bool) -> tupl
     if 'ModalityLUTSequence' in dataset:
         cause = 'has a modality look-up table instead of rescale values'
         raise InputError(file, cause, 'Export it as Hounsfield units')
-    if tag_text(dataset, 'RescaleType') not in ('', 'HU', 'HU_MOD', 'US'):
+    unit = tag_text(dataset, 'RescaleType').upper().removesuffix(' UNITS')
+    if unit not in ('', 'HU', 'HOUNSFIELD', 'HU_MOD', 'US'):
         raise InputError(file, 'RescaleType is not HU', 'Use a series in Hounsfield units, no spectral map')
     keywords = ('RescaleSlope', 'RescaleIntercept')
     if not any(tag_text(dataset, keyword) for keyword in keywords):
