@@ -268,7 +268,10 @@ def test_a_file_of_another_kind_is_named_with_the_way_out(place, door, name):
     else:
         content, kind, way_out = OTHER_KINDS[name]
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=f'is {kind}.*{way_out}'):
+    said = f'is {kind}.*{way_out}'
+    if name.endswith('.zip') and door == 'import of files':  # which takes a zip apart, but not a broken one
+        said = 'the zip: cannot be unpacked.*Export it again'
+    with pytest.raises(ValueError, match=said):
         DOORS[door](place, path)
 
 

@@ -109,7 +109,7 @@ def read_volume_mask(
     except InputError as error:
         raise MaskError(error.file, error.cause, error.remedy) from None
     notes = grid.notes
-    if grid.names or (grid.names is not None and values.any()):  # a table without a readable entry counts, too
+    if grid.names:
         values, note = _named_emboli(values, grid.names, file, unnamed)
         notes = (note, *notes)
     if grid.names is not None and values.max() > 1:

@@ -90,7 +90,8 @@ def _label_table(path: Path, header, packed: str | None) -> dict | None:  # valu
     if '<LabelTable' not in text:
         return None
     found = {int(key): re.sub(r'<!\[CDATA\[|\]\]>', '', name) for key, name in LABEL.findall(text)}
-    return {key: html.unescape(name).strip() for key, name in found.items() if key}
+    named = {key: html.unescape(name).strip() for key, name in found.items()}
+    return {key: name for key, name in named.items() if key} or {0: named.get(0, '')}  # a table all the same
 
 # %% ../../nbs/scans/16_nifti_header.ipynb #13d56cbd
 def nifti_grid(

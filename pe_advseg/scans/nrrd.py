@@ -140,13 +140,18 @@ def _compare_spacings(fields: dict, steps: np.ndarray, shape: tuple, file: str) 
     return compare_lengths(lengths, stated, shape, 'its space directions and its spacings', file)
 
 # %% ../../nbs/scans/17_nrrd.ipynb #7b409dd4
-def _segment_table(fields: dict) -> dict | None:  # value -> name; None where the file has no segments
-    "Read which value stands for which segment from the header of a `.seg.nrrd`."
-    values = {key: fields[key] for key in fields if re.fullmatch(r'segment\d+_labelvalue', key)}
-    if not values and not any(key.startswith('segment') for key in fields):
+def _segment_table(fields: dict, file: str) -> dict | None:  # value -> name; None where the file has no segments
+    "Read which value stands for which segment from the header of a `.seg.nrrd`. Raises InputError."
+    if not any(key.startswith('segment') for key in fields):
         return None
-    plain = {key: int(float(value)) for key, value in values.items() if re.fullmatch(r'\d{1,9}(\.0*)?', value)}
-    return {value: fields.get(key.replace('labelvalue', 'name'), '') for key, value in plain.items()}
+    segments = dict.fromkeys(found[1] for found in map(re.compile(r'(segment\d+)_').match, fields) if found)
+    table = {}
+    for segment in segments:
+        value = fields.get(f'{segment}_labelvalue', '')
+        if not re.fullmatch(r'\d{1,9}(\.0*)?', value):
+            raise InputError(file, 'lists a segment without the number that marks it', 'Save the segmentation again')
+        table[int(float(value))] = fields.get(f'{segment}_name', '')
+    return table
 
 # %% ../../nbs/scans/17_nrrd.ipynb #9563feeb
 def nrrd_grid(path: Path, file: str, placed: bool = True) -> VolumeGrid:  # arguments as of `nifti_grid`
@@ -169,5 +174,5 @@ def nrrd_grid(path: Path, file: str, placed: bool = True) -> VolumeGrid:  # argu
         steps=steps,
         origin=origin,
         notes=_compare_spacings(fields, steps, shape, file) if placed else (),
-        names=_segment_table(fields),
+        names=_segment_table(fields, file),
     )
