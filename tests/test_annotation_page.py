@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from pe_advseg.annotation.annotation import Annotation
 from pe_advseg.annotation.batch_page import write_overview
 from pe_advseg.annotation.orientation import upright
-from pe_advseg.annotation.page import ROWS, write_page
+from pe_advseg.annotation.page import ROWS, SHOWN, write_page
 from pe_advseg.annotation.projections import SLAB_MM, SLAB_WINDOW, place_labels, slab
 from pe_advseg.annotation.scan_pictures import COLOURS, close_up, draw
 from pe_advseg.annotation.wording import options_in_words
@@ -29,7 +29,6 @@ from pe_advseg.evaluation.assessment import unlike_training
 from pe_advseg.evaluation.emboli import number_emboli
 from pe_advseg.evaluation.findings import embolus_table
 from pe_advseg.evaluation.uncertainty import SCAN_PROPERTIES, scan_properties
-from pe_advseg.review.correction_files import NAMES_SHOWN
 
 FUMPE = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'FUMPE'
 AXIAL = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
@@ -506,8 +505,8 @@ def test_a_page_of_noise_stays_light(tmp_path):
     assert page.stat().st_size < 3_000_000  # noise is the worst that a picture can hold
     page = read(page)
     assert (
-        len(pictures(page, 'whole slice')) == NAMES_SHOWN
-        and f'The {NAMES_SHOWN} largest of {len(annotation.emboli)} are shown' in page.text
+        len(pictures(page, 'whole slice')) == SHOWN
+        and f'The {SHOWN} largest of {len(annotation.emboli)} are shown' in page.text
     )
     assert len(page.all('tr')) == ROWS + 1 and f'all {len(annotation.emboli)} are in emboli.csv' in page.text
 

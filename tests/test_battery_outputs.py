@@ -441,7 +441,12 @@ def no_archives(place, monkeypatch):
         code = '\n'.join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == 'code')
         sources[path.name] = re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', code)
     assert len(sources) > 30
-    assert [found for name, source in sources.items() for found in forbidden(source, name)] == []
+    found = [line for name, source in sources.items() for line in forbidden(source, name)]
+    # an archive's zip is taken apart in one place, within limits on sizes, names and links (its lesson says how)
+    zips = [
+        line for line in found if line.startswith('pe_advseg/core/zip_files.py') and line.endswith('imports zipfile')
+    ]
+    assert len(zips) == 1 and found == zips
     for guilty in (
         'import tarfile',
         'from zipfile import ZipFile',

@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch.distributed.nn.functional import all_reduce
+from torch import distributed
 
 # %% ../../nbs/training/00_losses.ipynb #8fd0ffc1
 def _kept_mean(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -40,10 +40,26 @@ def masked_bce(
     return _kept_mean(cost, keep)
 
 # %% ../../nbs/training/00_losses.ipynb #b7d8ba95
+class _SumOverProcesses(torch.autograd.Function):
+    "The sum over all processes; its gradient is the sum of theirs."
+
+    @staticmethod
+    def forward(context, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+
 def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     "Return the sum over all processes of a training, with its gradient; the values themselves in a single process."
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return all_reduce(values)
+    if distributed.is_available() and distributed.is_initialized():
+        return _SumOverProcesses.apply(values)
     return values
 
 # %% ../../nbs/training/00_losses.ipynb #9903a370
