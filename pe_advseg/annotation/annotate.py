@@ -18,11 +18,12 @@ from .page import write_page
 from ..core.errors import InputError
 from ..core.paths import whole_folder
 from ..core.volume import Volume
+from ..scans.header import parse_dicom
 from ..scans.patient_identity import unknown_letters
 from ..scans.rtstruct import write_rtstruct
 from ..scans.seg_write import write_segmentation
 from ..scans.series import study_name
-from ..scans.source_headers import has_slice_files, source_headers
+from ..scans.source_headers import has_slice_files
 from ..scans.volume_files import read_volume
 
 # %% ../../nbs/annotation/12_annotate.ipynb #e8ae24c6
@@ -80,8 +81,8 @@ def _note_identifiers(annotation: Annotation, scan: Path, options: Options, pseu
     annotation.summary['missing_identifiers'] = missing
     if not has_slice_files(annotation.volume):
         return
-    _, first = source_headers(annotation.volume, scan)
-    letters = None if pseudonym else unknown_letters(first)
+    file = annotation.volume.sources[0].file
+    letters = None if pseudonym else unknown_letters(parse_dicom(scan / file, file))
     found = [identifier_warning(missing, options.dicom_copy), letters]
     annotation.summary['trust']['warnings'] += [warning for warning in found if warning]
 

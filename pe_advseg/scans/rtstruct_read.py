@@ -9,10 +9,11 @@ __all__ = ['CLOSED', 'OFF_SLICE', 'FIRST_SLICE', 'read_rtstruct_mask']
 import numpy as np
 import pydicom
 
-from ..core.errors import InputError, MaskError
+from ..core.errors import MaskError
 from ..core.volume import Volume
 from .fill_contours import fill_all
 from .header import parse_dicom
+from .masks import refused_as_mask
 from .seg_frames import check_slice, slice_of_uid
 from .segment_names import account_for, clot_segments
 
@@ -148,9 +149,5 @@ def read_rtstruct_mask(
     numbered: bool = False,  # keep the emboli apart, and take regions with a viewer's default name as clot
 ) -> tuple[np.ndarray, str]:  # uint8 (z, y, x) of 0 and 1, or uint16 with the numbers of emboli; and a note
     "Read a DICOM RTSTRUCT on the grid of its scan. Raises MaskError."
-    try:
+    with refused_as_mask(file):
         return _read_rtstruct(path, volume, file, numbered)
-    except InputError as error:
-        raise MaskError(error.file, error.cause, error.remedy) from None
-    except Exception as error:  # a tag whose value is none of its type
-        raise MaskError(file, f'is damaged ({type(error).__name__})', 'Export it again') from None

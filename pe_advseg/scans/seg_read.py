@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pydicom
 
-from ..core.errors import InputError, MaskError
+from ..core.errors import MaskError
 from ..core.volume import Volume
 from .codecs import CORRUPT, captured_output
 from .header import parse_dicom
 from .mask_values import binary_mask
+from .masks import refused_as_mask
 from .seg_frames import group_item, place_frame, slice_of_uid
 from .segment_names import CLOT_NAME, account_for, clot_segments
 
@@ -191,9 +192,5 @@ def read_seg_mask(
     numbered: bool = False,  # keep the emboli apart, and take segments with a viewer's default name as clot
 ) -> tuple[np.ndarray, str]:  # uint8 (z, y, x) of 0 and 1, or uint16 with the numbers of emboli; and a note
     "Read a DICOM SEG on the grid of its scan. Raises MaskError."
-    try:
+    with refused_as_mask(file):
         return _read_seg(path, volume, file, numbered)
-    except InputError as error:
-        raise MaskError(error.file, error.cause, error.remedy) from None
-    except Exception as error:  # a tag whose value is none of its type
-        raise MaskError(file, f'is damaged ({type(error).__name__})', 'Export it again') from None
